@@ -1,0 +1,39 @@
+"""Errors that a user can act on.
+
+Every error is one line: what was found (file, node or tensor), what was expected, and what to do. The command line
+prints ``str(error)`` and exits with code 2; it never shows a traceback for these.
+"""
+
+from __future__ import annotations
+
+
+class HyvitError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ModelError(HyvitError):
+    """The model file or graph cannot be used: missing, damaged, already quantized, unsupported opset or domain."""
+
+
+class PassError(HyvitError):
+    """A graph rewrite failed; the message names the pass and those that ran before it."""
+
+
+class CalibrationError(HyvitError):
+    """Calibration data cannot be used: wrong name, shape or dtype, NaN or Inf, empty folder, unreadable image."""
+
+
+class ConfigError(HyvitError):
+    """A setting is out of range, unknown, or contradicts another one."""
+
+
+class TargetError(HyvitError):
+    """A target file is malformed, or a model breaks the rules of the target it was made for."""
+
+
+class ValidationError(HyvitError):
+    """The quantized model failed its own check: checker, shape inference, loading, or equality between levels."""
+
+
+class OutputError(HyvitError):
+    """The result cannot be written: folder missing or read-only, disk full."""

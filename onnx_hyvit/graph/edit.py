@@ -1,0 +1,194 @@
+"""Small, safe edits of a ``gs.Graph``: the verbs that every pass is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+_THROUGH = ("Identity",)
+
+
+def constant_of(tensor: gs.Tensor | None) -> np.ndarray | None:
+    """Value of ``tensor`` when it is fixed: an initializer, a Constant node, or either seen through Identity.
+
+    Args:
+        tensor: Any tensor of the graph, or None.
+
+    Returns:
+        The array, or None when the value depends on an input.
+    """
+    while tensor is not None:
+        if isinstance(tensor, gs.Constant):
+            return np.asarray(tensor.values)
+        if len(tensor.inputs) != 1:
+            return None
+        node = tensor.inputs[0]
+        if node.op == "Constant" and not node.domain:
+            return _constant_attribute(node)
+        if node.op not in _THROUGH:
+            return None
+        tensor = node.inputs[0]
+    return None
+
+
+def _constant_attribute(node: gs.Node) -> np.ndarray | None:
+    for key, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
+        if key in node.attrs:
+            return np.asarray(node.attrs[key], dtype)
+    for key in ("value_int", "value_ints"):
+        if key in node.attrs:
+            return np.asarray(node.attrs[key], np.int64)
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return np.asarray(value.values)
+    return None if value is None else np.asarray(value)
+
+
+def scalar_of(tensor: gs.Tensor | None) -> float | None:
+    """Value of ``tensor`` as a Python float when it is a fixed array of one element, else None."""
+    value = constant_of(tensor)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def is_graph_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
+    """Whether ``tensor`` is one of the graph's outputs (identity, not name)."""
+    return any(output is tensor for output in graph.outputs)
+
+
+def unique_name(graph: gs.Graph, stem: str) -> str:
+    """A tensor and node name that starts with ``stem`` and that nothing in the graph has yet.
+
+    Names in subgraphs count too, since ONNX forbids shadowing. The used names are collected once and remembered on
+    the graph object, so repeated calls are cheap.
+    """
+    used = getattr(graph, "_hyvit_used_names", None)
+    if used is None:
+        used = set(_all_names(graph))
+        graph._hyvit_used_names = used
+    name, count = stem, 0
+    while name in used:
+        count += 1
+        name = f"{stem}_{count}"
+    used.add(name)
+    return name
+
+
+def _all_names(graph: gs.Graph) -> Iterator[str]:
+    for tensor in [*graph.inputs, *graph.outputs]:
+        yield tensor.name
+    for node in graph.nodes:
+        yield node.name
+        for tensor in [*node.inputs, *node.outputs]:
+            yield tensor.name
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                yield from _all_names(value)
+
+
+def new_constant(graph: gs.Graph, stem: str, values: np.ndarray) -> gs.Constant:
+    """An initializer with a fresh name; ``values`` keeps its dtype."""
+    return gs.Constant(unique_name(graph, stem), np.ascontiguousarray(values))
+
+
+def new_variable(
+    graph: gs.Graph, stem: str, dtype: np.dtype | type | None = None, shape: Sequence[int | str] | None = None
+) -> gs.Variable:
+    """A variable tensor with a fresh name."""
+    return gs.Variable(unique_name(graph, stem), dtype=dtype, shape=shape)
+
+
+def add_node(
+    graph: gs.Graph,
+    op: str,
+    inputs: Sequence[gs.Tensor],
+    outputs: Sequence[gs.Tensor] | None = None,
+    *,
+    stem: str | None = None,
+    attrs: dict[str, object] | None = None,
+    domain: str | None = None,
+) -> gs.Node:
+    """Append a node to the graph (order is restored by ``graph.toposort()``).
+
+    Args:
+        graph: Graph to edit.
+        op: ONNX operator.
+        inputs: Input tensors.
+        outputs: Output tensors; one fresh variable, typed like the first input, when None.
+        stem: Start of the node's and of a fresh output's name; the operator when None.
+        attrs: Attributes.
+        domain: Operator domain; None is the default ONNX domain.
+
+    Returns:
+        The new node.
+    """
+    stem = stem or op
+    if outputs is None:
+        outputs = [new_variable(graph, f"{stem}_out", dtype=inputs[0].dtype if inputs else None)]
+    node = gs.Node(
+        op=op,
+        name=unique_name(graph, stem),
+        attrs=dict(attrs or {}),
+        inputs=list(inputs),
+        outputs=list(outputs),
+        domain=domain,
+    )
+    graph.nodes.append(node)
+    return node
+
+
+def replace_uses(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor, keep: Iterable[gs.Node] = ()) -> None:
+    """Make every consumer of ``old`` read ``new`` instead, but those in ``keep``.
+
+    ``old`` must not be a graph output: names of outputs belong to the user, so a rewrite that replaces the producer
+    of an output must let its new node write the old tensor (see ``take_over_output``).
+    """
+    kept = {id(node) for node in keep}
+    for node in list(old.outputs):
+        if id(node) in kept:
+            continue
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+
+
+def take_over_output(node: gs.Node, tensor: gs.Tensor, index: int = 0) -> None:
+    """Let ``node`` produce ``tensor`` as its output ``index``; the former producer loses it.
+
+    This keeps the tensor's name and all its consumers, graph outputs included, and leaves the former producer
+    without that output, to be dropped by ``graph.cleanup()``.
+    """
+    for producer in list(tensor.inputs):
+        producer.outputs = [other for other in producer.outputs if other is not tensor]
+    if index < len(node.outputs):
+        node.outputs[index] = tensor
+    else:
+        node.outputs.append(tensor)
+
+
+def producer_of(tensor: gs.Tensor | None) -> gs.Node | None:
+    """The node that writes ``tensor``; None for inputs, initializers and absent (empty-name) tensors."""
+    return tensor.inputs[0] if tensor is not None and tensor.inputs else None
+
+
+def only_consumer_of(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """The single node that reads ``tensor``; None when several do, none does, or it is a graph output."""
+    if is_graph_output(graph, tensor) or len(tensor.outputs) != 1:
+        return None
+    return tensor.outputs[0]
+
+
+def has_subgraph(node: gs.Node) -> bool:
+    """Whether the node carries a body (If, Loop, Scan ...): such nodes are left alone by every pass."""
+    return any(isinstance(value, gs.Graph) for value in node.attrs.values())
+
+
+def names_used_by_subgraphs(graph: gs.Graph) -> set[str]:
+    """Names of outer tensors that bodies of If/Loop/Scan read: their producers may not be renamed or removed."""
+    names: set[str] = set()
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                names.update(_all_names(value))
+    return names
