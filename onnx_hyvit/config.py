@@ -1,0 +1,141 @@
+"""Settings of a quantization run: frozen dataclasses, validated when they are built."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same module under its old name
+    import tomli as tomllib
+
+RANGES = ("minmax", "moving-average", "percentile", "mse")
+RESIDUALS = ("auto", "float", "int8")
+OPSETS = range(17, 24)
+_BITS = re.compile(r"w(\d+)a(\d+)")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} {value!r} is unknown; expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a model is quantized.
+
+    Args:
+        recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
+        bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is.
+        target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
+        samples: Calibration samples to use, at least 1.
+        seed: Seed of every random choice.
+        batch_size: Samples in one calibration run when the model's batch is free, at least 1.
+        threads: Threads that ONNX Runtime may use, at least 1.
+        opset: Opset of the result, 17 to 23; a model that is already higher keeps its own.
+        residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
+        float_nodes: Names of nodes that must stay float, whatever the target says.
+        rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
+        verify: Run the finished model at every optimisation level and compare.
+    """
+
+    recipe: str = "percentile"
+    bits: str = "w8a8"
+    target: str = "ort-x86"
+    samples: int = 64
+    seed: int = 0
+    batch_size: int = 8
+    threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
+    opset: int = 20
+    residual: str = "auto"
+    float_nodes: tuple[str, ...] = ()
+    rewrite_layout: bool = True
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("residual", self.residual, RESIDUALS)
+        if self.opset not in OPSETS:
+            raise ConfigError(f"opset {self.opset} is not supported; expected {OPSETS.start} to {OPSETS.stop - 1}")
+        for name in ("samples", "batch_size", "threads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ConfigError(f"seed must be a whole number of at least 0, found {self.seed!r}")
+        object.__setattr__(self, "float_nodes", tuple(self.float_nodes))
+        self._parse_bits()
+
+    def _parse_bits(self) -> tuple[int, int]:
+        found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
+        widths = tuple(int(group) for group in found.groups()) if found else ()
+        if len(widths) != 2 or not all(2 <= width <= 8 for width in widths):
+            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, for example w8a8")
+        return widths[0], widths[1]
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight code."""
+        return self._parse_bits()[0]
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of an activation code."""
+        return self._parse_bits()[1]
+
+    def replace(self, **changes: Any) -> QuantConfig:
+        """A copy with some settings changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for reports."""
+        return {**dataclasses.asdict(self), "float_nodes": list(self.float_nodes)}
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> QuantConfig:
+    """Build a config from names and values.
+
+    Raises:
+        ConfigError: An unknown key, or a value of the wrong type or range; names ``source`` and the key.
+    """
+    known = {entry.name for entry in dataclasses.fields(QuantConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{source}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    try:
+        return QuantConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"{source}: a setting has the wrong type ({error})") from error
+
+
+def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> QuantConfig:
+    """Read a TOML file of settings; ``overrides`` (from the command line) win.
+
+    Raises:
+        ConfigError: The file is missing, is not TOML, or holds a bad setting.
+    """
+    return config_from_mapping({**read_toml(Path(path)), **(overrides or {})}, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: The file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error})") from error
