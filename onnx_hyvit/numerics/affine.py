@@ -127,18 +127,30 @@ def qparams_from_range(low: np.ndarray | float, high: np.ndarray | float, spec: 
 
 
 def quantize(x: np.ndarray, qparams: QParams) -> np.ndarray:
-    """Codes of ``x`` in the container dtype, saturated to ``spec.qmin..spec.qmax``; same shape as ``x``."""
+    """Codes of ``x`` in the container dtype, saturated to ``spec.qmin..spec.qmax``; same shape as ``x``.
+
+    Infinities saturate. The arithmetic is float32 for a float32 ``x``, as in QuantizeLinear.
+    """
+    return _codes(x, qparams).astype(qparams.spec.dtype)
+
+
+def _codes(x: np.ndarray, qparams: QParams) -> np.ndarray:
+    """Codes as floats: whole numbers below 2**16, exact in float32."""
     scale, zero_point = qparams.broadcast(x.ndim)
-    codes = np.rint(x / scale) + zero_point
-    return np.clip(codes, qparams.spec.qmin, qparams.spec.qmax).astype(qparams.spec.dtype)
+    codes = np.asarray(x / scale)
+    np.rint(codes, out=codes)
+    codes += zero_point.astype(np.float32)
+    return np.clip(codes, qparams.spec.qmin, qparams.spec.qmax, out=codes)
 
 
 def dequantize(codes: np.ndarray, qparams: QParams) -> np.ndarray:
     """Values of ``codes``: ``(codes - zero_point) * scale`` in float32."""
     scale, zero_point = qparams.broadcast(codes.ndim)
-    return ((codes.astype(np.int32) - zero_point) * scale).astype(np.float32)
+    values = np.asarray(codes.astype(np.float32) - zero_point.astype(np.float32))
+    values *= scale
+    return values
 
 
 def fake_quantize(x: np.ndarray, qparams: QParams) -> np.ndarray:
     """``dequantize(quantize(x))`` in float32, the value that an int8 graph sees."""
-    return dequantize(quantize(x, qparams), qparams)
+    return dequantize(_codes(x, qparams), qparams)
