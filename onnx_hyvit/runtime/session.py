@@ -1,0 +1,241 @@
+"""ONNX Runtime sessions: make one, run it, see what it runs. The log stays silent: what goes wrong is raised."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.external_data_helper import load_external_data_for_model
+
+from ..errors import ConfigError, ModelError
+
+OptimizationLevel = Literal["none", "basic", "extended", "layout", "all"]
+ModelSource = onnx.ModelProto | bytes | str | os.PathLike[str]
+_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_PROTO_LIMIT = 2**31 - 2**20
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+}
+
+
+class RuntimeFailure(ModelError):
+    """ONNX Runtime refused a model or a run; the message is one line with its reason."""
+
+
+class TensorInfo(NamedTuple):
+    """Name, numpy dtype and shape of a graph input or output; a free dimension is its name or None."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """A model that can be run; made by ``make_session``.
+
+    Attributes:
+        name: What messages call it.
+        inputs: Inputs that must be fed, in the order of the model.
+        outputs: Outputs, in the order of the model.
+    """
+
+    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+        self._session = session
+        self.name = name
+        self.inputs = tuple(_info(item) for item in session.get_inputs())
+        self.outputs = tuple(_info(item) for item in session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Run once.
+
+        Args:
+            feeds: Input name to array; dtypes and shapes are those of the model.
+            outputs: Names to compute; None is all of them.
+
+        Returns:
+            Output name to array, in the order asked for.
+
+        Raises:
+            RuntimeFailure: An input is missing, unknown or misshapen, or a kernel failed.
+        """
+        self._check_names(feeds)
+        names = [info.name for info in self.outputs] if outputs is None else list(outputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise RuntimeFailure(f"{self.name}: cannot run ({runtime_reason(error)})") from error
+
+    def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
+        known = [info.name for info in self.inputs]
+        missing = [name for name in known if name not in feeds]
+        unknown = [name for name in feeds if name not in known]
+        if missing or unknown:
+            what = f"input {missing[0]!r} is missing" if missing else f"there is no input {unknown[0]!r}"
+            raise RuntimeFailure(f"{self.name}: {what}; the model takes {', '.join(map(repr, known))}")
+
+
+def _info(item: ort.NodeArg) -> TensorInfo:
+    dtype = _DTYPES.get(item.type) or item.type.removeprefix("tensor(").removesuffix(")")
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(object)
+    return TensorInfo(item.name, kind, tuple(item.shape or ()))
+
+
+def runtime_reason(error: BaseException) -> str:
+    """The reason in an onnxruntime exception, on one line, without its code prefix."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"\S*onnxruntime/\S+\.(?:cc|h):\d+ \S.*?\) ", "", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def make_session(
+    model: ModelSource,
+    *,
+    threads: int = 2,
+    optimize: bool | OptimizationLevel = True,
+    log_level: int = 4,
+    name: str | None = None,
+    config: Mapping[str, str] | None = None,
+    save_optimized: str | os.PathLike[str] | None = None,
+    external_folder: str | os.PathLike[str] | None = None,
+) -> Session:
+    """A CPU session.
+
+    Args:
+        model: ModelProto (above 2 GiB it goes through a temporary folder), bytes, or path.
+        threads: Threads inside an operator, 1 or more.
+        optimize: True is ``all``, False is ``none``, or a level.
+        log_level: ONNX Runtime severity that reaches stderr, 0 (all) to 4 (fatal only).
+        name: What messages call the model.
+        config: Session config entries, such as ``{"session.disable_cpu_ep_fallback": "1"}``.
+        save_optimized: Where to write the graph that the session runs.
+        external_folder: Where a model in memory finds its external data.
+
+    Raises:
+        RuntimeFailure: The model cannot be loaded.
+        ConfigError: An option is out of range.
+    """
+    options = _options(threads, optimize, log_level, config or {})
+    if save_optimized is not None:
+        options.optimized_model_filepath = os.fspath(save_optimized)
+    if external_folder is not None:
+        options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(external_folder).absolute()))
+    name = name or (Path(model).name if isinstance(model, (str, os.PathLike)) else "model")
+    with _loadable(model) as loadable:
+        try:
+            return Session(ort.InferenceSession(loadable, options, providers=["CPUExecutionProvider"]), name)
+        except Exception as error:
+            raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(error)})") from error
+
+
+def _options(
+    threads: int, optimize: bool | OptimizationLevel, log_level: int, config: Mapping[str, str]
+) -> ort.SessionOptions:
+    level = {True: "all", False: "none"}.get(optimize, optimize) if isinstance(optimize, bool) else optimize
+    if level not in _LEVELS:
+        raise ConfigError(f"optimize must be one of {', '.join(_LEVELS)}, found {optimize!r}")
+    if threads < 1:
+        raise ConfigError(f"threads must be 1 or more, found {threads}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[str(level)]
+    options.log_severity_level = log_level
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+@contextlib.contextmanager
+def _loadable(model: ModelSource) -> Iterator[bytes | str]:
+    """What InferenceSession accepts: a path or bytes."""
+    if isinstance(model, (bytes, bytearray)):
+        yield bytes(model)
+    elif isinstance(model, onnx.ModelProto):
+        if model.ByteSize() < _PROTO_LIMIT:
+            yield model.SerializeToString()
+            return
+        with tempfile.TemporaryDirectory(prefix="onnx_hyvit_") as folder:
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            path = os.path.join(folder, "model.onnx")
+            onnx.save_model(copy, path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
+            yield path
+    else:
+        if not Path(model).is_file():
+            raise RuntimeFailure(f"{os.fspath(model)}: no such file")
+        yield os.fspath(model)
+
+
+def optimized_model(
+    model: ModelSource, *, threads: int = 2, level: OptimizationLevel = "all", config: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """The graph that ONNX Runtime runs once it has optimised ``model``, weights included.
+
+    Raises:
+        RuntimeFailure: The model cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnx_hyvit_") as folder:
+        path = os.path.join(folder, "optimized.onnx")
+        entries = dict(config or {})
+        if _size_of(model) > _PROTO_LIMIT // 2:
+            entries["session.optimized_model_external_initializers_file_name"] = "weights.bin"
+        make_session(model, threads=threads, optimize=level, config=entries, save_optimized=path)
+        proto = onnx.load_model(path, load_external_data=False)
+        load_external_data_for_model(proto, folder)
+        return proto
+
+
+def _size_of(model: ModelSource) -> int:
+    if isinstance(model, onnx.ModelProto):
+        return model.ByteSize()
+    if isinstance(model, (bytes, bytearray)):
+        return len(model)
+    path = Path(model)
+    return sum(item.stat().st_size for item in path.parent.glob(path.name + "*") if item.is_file())
+
+
+def model_inputs(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[TensorInfo, ...]:
+    """Inputs that must be fed, without making a session; a free dimension is its name or None.
+
+    Raises:
+        RuntimeFailure: The file cannot be read.
+    """
+    if isinstance(model, onnx.ModelProto):
+        proto = model
+    else:
+        try:
+            proto = onnx.load_model(os.fspath(model), load_external_data=False)
+        except Exception as error:
+            raise RuntimeFailure(f"{os.fspath(model)}: cannot be read as an ONNX model") from error
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(_proto_info(value) for value in proto.graph.input if value.name not in constants)
+
+
+def _proto_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else np.dtype(object)
+    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim]
+    return TensorInfo(value.name, np.dtype(dtype), tuple(dims))
