@@ -63,7 +63,7 @@ def unique_name(graph: gs.Graph, stem: str) -> str:
     Names in subgraphs count too, since ONNX forbids shadowing. The used names are collected once and remembered on
     the graph object, so repeated calls are cheap.
     """
-    used = getattr(graph, "_hyvit_used_names", None)
+    used = graph.__dict__.get("_hyvit_used_names")
     if used is None:
         used = set(_all_names(graph))
         graph._hyvit_used_names = used
@@ -89,7 +89,7 @@ def _all_names(graph: gs.Graph) -> Iterator[str]:
 
 def new_constant(graph: gs.Graph, stem: str, values: np.ndarray) -> gs.Constant:
     """An initializer with a fresh name; ``values`` keeps its dtype."""
-    return gs.Constant(unique_name(graph, stem), np.ascontiguousarray(values))
+    return gs.Constant(unique_name(graph, stem), np.asarray(values, order="C"))
 
 
 def new_variable(
@@ -160,7 +160,10 @@ def take_over_output(node: gs.Node, tensor: gs.Tensor, index: int = 0) -> None:
     without that output, to be dropped by ``graph.cleanup()``.
     """
     for producer in list(tensor.inputs):
-        producer.outputs = [other for other in producer.outputs if other is not tensor]
+        if len(producer.outputs) == 1:
+            producer.outputs = []
+        else:  # the other outputs keep their positions
+            producer.outputs = [gs.Variable.empty() if other is tensor else other for other in producer.outputs]
     if index < len(node.outputs):
         node.outputs[index] = tensor
     else:
@@ -192,3 +195,82 @@ def names_used_by_subgraphs(graph: gs.Graph) -> set[str]:
             if isinstance(value, gs.Graph):
                 names.update(_all_names(value))
     return names
+
+
+def bypass(graph: gs.Graph, node: gs.Node, index: int = 0) -> bool:
+    """Remove a node whose first output always equals its input ``index``; names of graph outputs are kept.
+
+    Args:
+        graph: Graph to edit.
+        node: The node to drop; ``graph.cleanup()`` removes it later.
+        index: Which input its first output equals.
+
+    Returns:
+        False, with nothing changed, when the output is a graph output and the input may not be renamed to it (it is a
+        graph input, another output, or an initializer).
+    """
+    source, output = node.inputs[index], node.outputs[0]
+    if source is output or (source.dtype != output.dtype and None not in (source.dtype, output.dtype)):
+        return False
+    if not is_graph_output(graph, output):
+        replace_uses(graph, output, source)
+        node.outputs.clear()
+        return True
+    producer = producer_of(source)
+    if producer is None or is_graph_output(graph, source) or producer not in graph.nodes:
+        return False
+    if any(user not in graph.nodes for user in source.outputs):
+        return False  # a body reads it under its name
+    position = next(i for i, tensor in enumerate(producer.outputs) if tensor is source)
+    replace_uses(graph, source, output, keep=[node])
+    node.outputs.clear()
+    node.inputs.clear()
+    producer.outputs[position] = output
+    return True
+
+
+def static_shape(tensor: gs.Tensor | None) -> tuple[int, ...] | None:
+    """Shape of ``tensor`` when every dimension is a known number, else None."""
+    if tensor is None or tensor.shape is None:
+        return None
+    dims = tuple(tensor.shape)
+    return dims if all(isinstance(dim, int) and dim >= 0 for dim in dims) else None
+
+
+def rank_of(tensor: gs.Tensor | None) -> int | None:
+    """Number of dimensions of ``tensor`` when known, else None."""
+    return None if tensor is None or tensor.shape is None else len(tensor.shape)
+
+
+def dim_of(tensor: gs.Tensor | None, axis: int) -> int | None:
+    """Size of one axis of ``tensor`` when it is a known number, else None."""
+    rank = rank_of(tensor)
+    if tensor is None or rank is None or not -rank <= axis < rank:
+        return None
+    dim = tensor.shape[axis]
+    return dim if isinstance(dim, int) and dim >= 0 else None
+
+
+def ints_of(node: gs.Node, attribute: str, index: int | None = None) -> tuple[int, ...] | None:
+    """Integers that newer opsets pass as input ``index`` and older ones as an attribute (axes, pads, starts ...).
+
+    Args:
+        node: The node.
+        attribute: Name of the attribute form.
+        index: Position of the input form.
+
+    Returns:
+        The numbers; None when they are absent or not fixed (tell the two apart with ``has_input``).
+    """
+    if index is not None and has_input(node, index):
+        value = constant_of(node.inputs[index])
+        return None if value is None else tuple(int(v) for v in value.reshape(-1))
+    given = node.attrs.get(attribute)
+    if given is None:
+        return None
+    return tuple(int(v) for v in given) if isinstance(given, (list, tuple, np.ndarray)) else (int(given),)
+
+
+def has_input(node: gs.Node, index: int) -> bool:
+    """Whether the node's input ``index`` is present and not the empty name."""
+    return index < len(node.inputs) and not node.inputs[index].is_empty()

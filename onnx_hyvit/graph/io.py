@@ -41,11 +41,12 @@ PROTO_LIMIT = 2**31 - 2**20
 
 @dataclass
 class Origin:
-    """What the graph IR drops, kept to be put back when the model is written."""
+    """What the graph IR drops, kept to be put back when the model is written; ``opset`` is the file's own."""
 
     skeleton: onnx.ModelProto
     node_docs: dict[str, onnx.NodeProto] = field(default_factory=dict)
     path: str = "<model>"
+    opset: int = DEFAULT_OPSET
 
 
 @dataclass
@@ -137,8 +138,10 @@ def load_model(
     """
     proto, name = read_proto(model)
     _check(proto, name, quantized_ok)
-    proto = _raise_opset(proto, opset, name)
-    return _import(proto, name)
+    source_opset = default_opset(proto) or opset
+    loaded = _import(_raise_opset(proto, opset, name), name)
+    loaded.origin.opset = source_opset
+    return loaded
 
 
 def _check(proto: onnx.ModelProto, name: str, quantized_ok: bool) -> None:

@@ -1,5 +1,33 @@
 """Exact graph rewrites, one per file, and the order in which they run."""
 
+from . import (
+    canonicalise_silu,
+    eliminate_noops,
+    fold_batchnorm,
+    fold_channel_scale,
+    fold_constants,
+    fuse_gelu,
+    fuse_hard_swish,
+    fuse_layer_norm,
+    infer_shapes,
+)
 from .infrastructure import GraphPass, PassResult, run_passes
 
-__all__ = ["GraphPass", "PassResult", "run_passes"]
+CANONICAL: tuple[GraphPass, ...] = (
+    fold_constants.PASS,
+    eliminate_noops.PASS,
+    infer_shapes.PASS,
+    fold_constants.PASS,
+    eliminate_noops.PASS,
+    fold_batchnorm.PASS,
+    fuse_layer_norm.PASS,
+    fuse_gelu.PASS,
+    fuse_hard_swish.PASS,
+    canonicalise_silu.PASS,
+    fold_channel_scale.PASS,
+    eliminate_noops.PASS,
+    infer_shapes.PASS,
+)
+LOWERING: tuple[GraphPass, ...] = ()
+
+__all__ = ["CANONICAL", "LOWERING", "GraphPass", "PassResult", "run_passes"]
