@@ -1,0 +1,249 @@
+"""The loss whose curvature weights the errors, and its random gradient seeds, computed in the graph.
+
+With seeds ``s`` such that ``E[s s^T] = F``, the gradient ``g = J^T s`` at any tensor has ``E[g g^T] = J^T F J``, the
+Gauss-Newton Hessian of the loss at that tensor:
+
+- softmax: ``s = onehot(y) - p`` with ``y ~ p`` gives ``F = diag(p) - p p^T``, the Fisher information; the label is drawn
+  in the graph as ``argmax(logits + gumbel)``, so that forward and backward are one run.
+- bernoulli: ``s = [u < p] - p`` gives ``F = diag(p (1 - p))``.
+- embedding: ``s = N^T r``, ``r = +-1``, N the Jacobian of ``y / |y|``: squared error of the direction (cosine).
+- regression: ``s = r / (rms(y) sqrt(n))``: squared error relative to the output's size.
+- linear: the seed itself is a graph input (a plain vector-Jacobian product).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..errors import ConfigError, ModelError
+from .tape import Tape
+
+KINDS = ("auto", "classifier", "sequence", "segmentation", "embedding", "regression")
+EXACT_INPUT = "noise/exact"
+_CERTAIN = 1e4  # added to a logit, decides the label
+_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, 0})
+_THROUGH = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+_NORMS = frozenset({"LpNormalization", "BatchNormalization", "LayerNormalization", "InstanceNormalization"})
+_EMBEDDING_NAMES = ("embed", "feat", "vector", "descriptor")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Loss at one output.
+
+    Args:
+        output: Name of the model output.
+        tensor: Where the seed is put: the logits for softmax and bernoulli.
+        kind: softmax, bernoulli, embedding, regression or linear.
+        axis: Class or feature axis of ``tensor``, >= 0.
+        shape: Shape of ``tensor``.
+        reason: Why this kind, for the report.
+    """
+
+    output: str
+    tensor: str
+    kind: str
+    axis: int
+    shape: tuple[int, ...]
+    reason: str
+
+    @property
+    def noise(self) -> str:
+        """Name of the noise input."""
+        return f"noise/{self.output}"
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Noise of one draw, float32, of ``shape``."""
+        if self.kind == "softmax":
+            return rng.gumbel(size=self.shape).astype(np.float32)
+        if self.kind == "bernoulli":
+            return rng.random(self.shape, np.float32)
+        return (rng.integers(0, 2, self.shape) * 2 - 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Sum of losses over the outputs of a model."""
+
+    heads: tuple[Head, ...]
+
+    def describe(self) -> str:
+        """One line: which loss at which output, and why."""
+        return "; ".join(f"{head.output}: {head.kind} ({head.reason})" for head in self.heads)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of a model with one class distribution per sample, else None.
+
+        For such a model ``diag(p) - p p^T = sum_c p_c (e_c - p)(e_c - p)^T``, so that one run per class is exact.
+        """
+        if len(self.heads) == 1 and self.heads[0].kind == "softmax":
+            head = self.heads[0]
+            if int(np.prod(head.shape)) == head.shape[0] * head.shape[head.axis] and head.axis:
+                return head.shape[head.axis]
+        return None
+
+    def noise_inputs(self, tape: Tape) -> list[tuple[str, tuple[int, ...], int]]:
+        """Name, shape and ONNX element type of the graph inputs that the seeds read."""
+        inputs = [(head.noise, head.shape, onnx.TensorProto.FLOAT) for head in self.heads]
+        if self.classes is not None:
+            inputs.append((EXACT_INPUT, (), onnx.TensorProto.FLOAT))
+        return inputs
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Values of the noise inputs for one random draw."""
+        feeds = {head.noise: head.draw(rng) for head in self.heads}
+        if self.classes is not None:
+            feeds[EXACT_INPUT] = np.float32(0)
+        return feeds
+
+    def enumerate_class(self, index: int) -> dict[str, np.ndarray]:
+        """Values of the noise inputs for class ``index``: the mean of g g^T over all classes is exact."""
+        head = self.heads[0]
+        noise = np.zeros(head.shape, np.float32)
+        np.moveaxis(noise, head.axis, -1)[..., index] = _CERTAIN
+        return {head.noise: noise, EXACT_INPUT: np.float32(1)}
+
+
+def linear_loss(shapes: Mapping[str, tuple[int, ...]]) -> LossSpec:
+    """``sum(seed * y)`` over the given outputs; the seeds are the noise inputs."""
+    return LossSpec(tuple(Head(name, name, "linear", 0, tuple(shape), "asked for") for name, shape in shapes.items()))
+
+
+def emit_seeds(tape: Tape, loss: LossSpec) -> dict[str, str]:
+    """Emit the seeds; returns tensor -> gradient."""
+    exact = EXACT_INPUT if loss.classes is not None else None
+    seeds: dict[str, str] = {}
+    for head in loss.heads:
+        dtype = tape.dtype(head.tensor)
+        noise = tape.cast(tape.op("Identity", head.noise), dtype)
+        if head.kind == "softmax":
+            seed = _softmax_seed(tape, head, noise, exact)
+        elif head.kind == "bernoulli":
+            p = tape.op("Sigmoid", head.tensor)
+            seed = tape.op("Sub", tape.cast(tape.op("Less", noise, p), dtype), p)
+        elif head.kind == "embedding":
+            seed = _embedding_seed(tape, head, noise)
+        elif head.kind == "regression":
+            axes = list(range(1 if len(head.shape) > 1 else 0, len(head.shape)))
+            norm = tape.reduce("ReduceL2", head.tensor, axes)
+            seed = tape.op("Div", noise, tape.op("Add", norm, 1e-6))
+        else:
+            seed = noise
+        seeds[head.tensor] = tape.op("Add", seeds[head.tensor], seed) if head.tensor in seeds else seed
+    return seeds
+
+
+def _softmax_seed(tape: Tape, head: Head, noise: str, exact: str | None) -> str:
+    p = tape.op("Softmax", head.tensor, axis=head.axis)
+    noisy = tape.op("Add", head.tensor, noise)
+    top = tape.reduce("ReduceMax", noisy, [head.axis])
+    label = tape.cast(tape.op("Equal", noisy, top), tape.dtype(head.tensor))
+    seed = tape.op("Sub", label, p)
+    if exact is None:
+        return seed
+    classes = float(head.shape[head.axis])
+    chance = tape.reduce("ReduceSum", tape.op("Mul", label, p), [head.axis])
+    weight = tape.op("Sqrt", tape.op("Mul", chance, classes))
+    flag = tape.op("Greater", tape.op("Identity", exact), 0.5)
+    return tape.op("Mul", seed, tape.op("Where", flag, weight, 1.0))
+
+
+def _embedding_seed(tape: Tape, head: Head, noise: str) -> str:
+    norm = tape.op("Add", tape.reduce("ReduceL2", head.tensor, [head.axis]), 1e-12)
+    unit = tape.op("Div", head.tensor, norm)
+    along = tape.op("Mul", unit, tape.reduce("ReduceSum", tape.op("Mul", unit, noise), [head.axis]))
+    return tape.op("Div", tape.op("Sub", noise, along), norm)
+
+
+def choose_loss(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], kind: str = "auto") -> LossSpec:
+    """Decide the loss of every output.
+
+    Args:
+        proto: The model.
+        shapes: Concrete shapes.
+        kind: One of ``KINDS``; anything but auto is taken for every output.
+
+    Returns:
+        Softmax where a Softmax, LogSoftmax or ArgMax ends the model or ``[B, classes]`` implies one, bernoulli where a
+        Sigmoid ends it, cosine for ``[B, features]`` that end in a normalisation or are named so, else squared error.
+
+    Raises:
+        ConfigError: ``kind`` is unknown.
+        ModelError: No output is differentiable.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"unknown loss {kind!r}; expected one of {', '.join(KINDS)}")
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    heads = [_head(info, producers, shapes, kind) for info in proto.graph.output]
+    found = [head for head in heads if head is not None]
+    if not found:
+        raise ModelError("no output of the model is a floating-point tensor of known shape; nothing to differentiate")
+    unique = {head.tensor: head for head in reversed(found)}
+    return LossSpec(tuple(head for head in found if unique[head.tensor] is head))
+
+
+def _head(
+    info: onnx.ValueInfoProto,
+    producers: Mapping[str, onnx.NodeProto],
+    shapes: Mapping[str, tuple[int, ...]],
+    kind: str,
+) -> Head | None:
+    name = info.name
+    last = _last_node(name, producers)
+    if last is not None and last.op_type == "ArgMax" and last.input[0] in shapes:
+        tensor = last.input[0]
+        inner = _last_node(tensor, producers)
+        if inner is None or inner.op_type not in ("Softmax", "LogSoftmax"):
+            return Head(name, tensor, "softmax", _axis(last, shapes[tensor], 0), shapes[tensor], "read by ArgMax")
+        last = inner
+    elif info.type.tensor_type.elem_type not in _FLOATS or name not in shapes or not shapes[name]:
+        return None
+    if last is not None and last.op_type in ("Softmax", "LogSoftmax") and kind != "regression":
+        tensor = last.input[0]
+        return Head(name, tensor, "softmax", _axis(last, shapes[tensor], -1), shapes[tensor], f"ends in {last.op_type}")
+    if last is not None and last.op_type == "Sigmoid" and kind == "auto":
+        return Head(name, last.input[0], "bernoulli", 0, shapes[last.input[0]], "ends in Sigmoid")
+    shape = shapes[name]
+    found, reason = (kind, "asked for") if kind != "auto" else _guess(name, shape, last, producers)
+    axis = 1 if found == "segmentation" else len(shape) - 1
+    head_kind = "softmax" if found in ("classifier", "sequence", "segmentation") else found
+    return Head(name, name, head_kind, axis, shape, reason)
+
+
+def _axis(node: onnx.NodeProto, shape: tuple[int, ...], default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), default) % len(shape)
+
+
+def _last_node(name: str, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    node = producers.get(name)
+    while node is not None and node.op_type in _THROUGH:
+        node = producers.get(node.input[0])
+    return node
+
+
+def _guess(
+    name: str, shape: tuple[int, ...], last: onnx.NodeProto | None, producers: Mapping[str, onnx.NodeProto]
+) -> tuple[str, str]:
+    if "logit" in name.lower() and len(shape) > 1:
+        return ("segmentation" if len(shape) == 4 else "sequence"), "named logits"
+    if len(shape) != 2 or shape[1] < 2:
+        return "regression", f"shape {list(shape)} implies no classes"
+    if any(word in name.lower() for word in _EMBEDDING_NAMES):
+        return "embedding", f"named {name!r}"
+    if last is not None and last.op_type in _NORMS:
+        return "embedding", f"ends in {last.op_type}"
+    if last is not None and last.op_type == "Div" and _is_norm(last.input[1], producers):
+        return "embedding", "divided by its own norm"
+    return "classifier", f"shape {list(shape)} implies a softmax"
+
+
+def _is_norm(name: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    node = producers.get(name)
+    while node is not None and node.op_type in ("Clip", "Max", "Add", "Expand", "Identity", "Unsqueeze"):
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type in ("ReduceL2", "Sqrt", "ReduceL1")
