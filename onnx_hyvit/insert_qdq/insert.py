@@ -1,0 +1,134 @@
+"""Insert the Q/DQ pairs of a plan into a copy of the graph.
+
+Names: the pair of tensor ``t`` is ``t_QuantizeLinear`` and ``t_DequantizeLinear``. When an int8 node makes ``t``, the
+name ``t`` moves to the pair's output, so that every reader (graph outputs and bodies of If and Loop too) sees the
+quantized value under the old name, and the node itself writes ``t_QuantizeLinear_Input``. When a float node makes
+``t``, it keeps its name and int8 nodes read ``t_DequantizeLinear_Output``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..errors import CalibrationError, ModelError
+from ..graph.edit import add_node, new_constant, new_variable, replace_uses, scalar_of
+from ..graph.io import Model, Origin
+from ..numerics import QParams, quantize
+from ..placement import Plan
+from .initializers import insert_biases, insert_constants, insert_weights
+
+MIN_OPSET = 13
+
+
+def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Model:
+    """A quantized copy of ``model``.
+
+    Args:
+        model: Float model that ``plan`` was made for; not changed.
+        plan: Where Q/DQ pairs go.
+        qparams: Scale and zero point of every activation in ``plan.activations`` that is not tied to another. Weights
+            may be given too; else they are quantized from their extremes.
+
+    Returns:
+        A new model: activations behind Q/DQ pairs, weights int8 and biases int32 behind DQ, everything else as it was.
+
+    Raises:
+        CalibrationError: An activation of the plan has no scale; names it.
+        ModelError: The opset is below 13, which has no scales per channel.
+    """
+    if model.opset < MIN_OPSET:
+        raise ModelError(f"{model.path}: opset {model.opset} has no DequantizeLinear per channel; raise it to 17 or more")
+    graph = model.graph.copy()
+    nodes = {node.name: node for node in graph.nodes}
+    tensors = graph.tensors()
+    scales = {name: _params_of(name, plan, qparams) for name in plan.activations}
+    weight_scales = insert_weights(graph, nodes, tensors, plan, qparams, scales)
+    insert_biases(graph, nodes, tensors, plan, scales, weight_scales)
+    insert_constants(graph, nodes, tensors, plan)
+    docs = dict(model.origin.node_docs)
+    shared: dict[str, tuple[gs.Constant, gs.Constant]] = {}
+    for name, params in scales.items():
+        tensor, source = tensors[name], plan.source_of(name)
+        limits = _fold_clip(graph, plan, tensor, params)
+        if source not in shared:
+            shared[source] = (
+                new_constant(graph, f"{source}_scale", params.scale),
+                new_constant(graph, f"{source}_zero_point", params.zero_point),
+            )
+        limits = None if name in plan.tied else limits
+        _insert_pair(graph, plan, tensor, shared[source], params, limits, docs)
+    graph.cleanup().toposort()
+    return Model(graph, model.opset, Origin(model.origin.skeleton, docs, model.origin.path))
+
+
+def _params_of(name: str, plan: Plan, qparams: Mapping[str, QParams]) -> QParams:
+    source = plan.source_of(name)
+    if source not in qparams:
+        raise CalibrationError(f"tensor {source!r} is quantized by the plan but has no scale; calibrate it")
+    return qparams[source]
+
+
+def _fold_clip(graph: gs.Graph, plan: Plan, tensor: gs.Tensor, params: QParams) -> tuple[int, int] | None:
+    """Remove the Relu or Clip that an int8 node absorbed in front of ``tensor``; returns the codes that stay allowed.
+
+    ``Q`` is monotone, so ``Q(clip(x, low, high)) = clip(Q(x), Q(low), Q(high))`` exactly.
+    """
+    spec = params.spec
+    low, high = spec.qmin, spec.qmax
+    node = tensor.inputs[0] if tensor.inputs else None
+    if plan.fold_clip and node is not None and node.name in plan.absorbed and node.op in ("Relu", "Clip"):
+        bottom = 0.0 if node.op == "Relu" else _limit(node, 1)
+        top = None if node.op == "Relu" else _limit(node, 2)
+        low = low if bottom is None else int(quantize(np.float32(bottom), params))
+        high = high if top is None else int(quantize(np.float32(top), params))
+        producer = node.inputs[0].inputs[0]
+        node.inputs.clear()
+        node.outputs.clear()
+        producer.outputs[0] = tensor
+        graph.nodes.remove(node)
+    if spec.is_full_container and (low, high) == (spec.qmin, spec.qmax):
+        return None
+    return low, high
+
+
+def _limit(node: gs.Node, index: int) -> float | None:
+    present = len(node.inputs) > index and node.inputs[index].name
+    return scalar_of(node.inputs[index]) if present else None
+
+
+def _insert_pair(
+    graph: gs.Graph,
+    plan: Plan,
+    tensor: gs.Tensor,
+    params: tuple[gs.Constant, gs.Constant],
+    qparams: QParams,
+    limits: tuple[int, int] | None,
+    docs: dict[str, object],
+) -> None:
+    """Put Q, Clip of the codes when ``limits`` ask for it, and DQ on ``tensor``."""
+    on_codes = {*plan.int8_nodes, *plan.carried_nodes}
+    stem, dtype, shape = tensor.name, qparams.spec.dtype, tensor.shape
+    made_in_int8 = bool(tensor.inputs) and tensor.inputs[0].name in on_codes
+    if made_in_int8:
+        producer = tensor.inputs[0]
+        source = new_variable(graph, f"{stem}_QuantizeLinear_Input", np.float32, shape)
+        producer.outputs[next(i for i, output in enumerate(producer.outputs) if output is tensor)] = source
+        if stem in docs:
+            docs[source.name] = docs[stem]
+        result = tensor
+    else:
+        source = tensor
+        result = new_variable(graph, f"{stem}_DequantizeLinear_Output", np.float32, shape)
+        replace_uses(graph, tensor, result, keep=[node for node in tensor.outputs if node.name not in on_codes])
+    codes = new_variable(graph, f"{stem}_QuantizeLinear_Output", dtype, shape)
+    add_node(graph, "QuantizeLinear", [source, *params], [codes], stem=f"{stem}_QuantizeLinear")
+    if limits is not None:
+        bounds = [new_constant(graph, f"{stem}_code_{word}", np.array(value, dtype))
+                  for word, value in zip(("min", "max"), limits, strict=True)]  # fmt: skip
+        clipped = new_variable(graph, f"{stem}_Clip_Output", dtype, shape)
+        add_node(graph, "Clip", [codes, *bounds], [clipped], stem=f"{stem}_Clip")
+        codes = clipped
+    add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear")

@@ -1,0 +1,131 @@
+"""From a graph, its shapes and a target to a plan: colour the nodes, then read the quantized tensors off the colours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import onnx_graphsurgeon as gs
+
+from ..errors import ConfigError
+from ..graph.edit import constant_of
+from ..graph.io import Model
+from ..numerics import QuantSpec
+from ..targets import Target
+from .colouring import CARRIED, INT8, Colouring, colour_nodes
+from .plan import BiasSpec, Plan
+
+
+def make_plan(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    residual: str = "auto",
+    float_nodes: Collection[str] = (),
+    int8_nodes: Collection[str] = (),
+) -> Plan:
+    """Decide which tensors are quantized.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        shapes: Concrete shape of every tensor; a missing one only makes the decisions more careful.
+        target: What the runtime can run.
+        weight_bits: Bits of a weight code, 2 to 8; the target may allow fewer.
+        activation_bits: Bits of an activation code, 2 to 8.
+        residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
+        float_nodes: Names of nodes that stay float whatever the target says.
+        int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
+
+    Returns:
+        The plan; every node is in exactly one of ``int8_nodes``, ``carried_nodes`` and ``float_nodes``.
+
+    Raises:
+        ConfigError: A name in ``float_nodes`` or ``int8_nodes`` is no node of the graph, or is in both.
+    """
+    _check_names(model.graph, float_nodes, int8_nodes)
+    mode = target.residual if residual == "auto" else residual
+    colours = colour_nodes(model.graph, shapes, target, mode, frozenset(float_nodes), frozenset(int8_nodes))
+    activations, tied = _activations(model.graph, colours, target.activation_spec(activation_bits))
+    return Plan(
+        target=target.name,
+        int8_nodes=_named(model.graph, colours, INT8),
+        carried_nodes=_named(model.graph, colours, CARRIED),
+        float_nodes=dict(colours.reasons),
+        activations=activations,
+        weights=_weights(colours, target, weight_bits),
+        biases=_biases(colours),
+        constants=_constants(model.graph, colours, target.activation_spec(activation_bits)),
+        tied=tied,
+        absorbed=dict(colours.absorbed),
+        fold_clip=target.fold_clip,
+    )
+
+
+def _check_names(graph: gs.Graph, float_nodes: Collection[str], int8_nodes: Collection[str]) -> None:
+    known = {node.name for node in graph.nodes}
+    for name in (*float_nodes, *int8_nodes):
+        if name not in known:
+            raise ConfigError(f"node {name!r} is not in the graph; see `inspect` for the names")
+    both = sorted(set(float_nodes) & set(int8_nodes))
+    if both:
+        raise ConfigError(f"node {both[0]!r} is asked to be float and int8")
+
+
+def _named(graph: gs.Graph, colours: Colouring, colour: str) -> tuple[str, ...]:
+    return tuple(node.name for node in graph.nodes if colours.of(node) == colour)
+
+
+def _activations(
+    graph: gs.Graph, colours: Colouring, spec: QuantSpec
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """Quantized tensors in graph order, and which share another's scale."""
+    activations: dict[str, QuantSpec] = {}
+    tied: dict[str, str] = {}
+    for node in graph.nodes:
+        if not colours.is_int8(node) or node.name in colours.absorbed:
+            continue
+        inputs = colours.quantized_inputs(node)
+        for tensor in inputs:
+            activations.setdefault(tensor.name, spec)
+        for tensor in node.outputs if colours.of(node) == CARRIED else [colours.unit_output(node)]:
+            if tensor.name in colours.float_outputs:
+                continue
+            activations.setdefault(tensor.name, spec)
+            if colours.of(node) == CARRIED:
+                tied[tensor.name] = tied.get(inputs[0].name, inputs[0].name)
+    return activations, tied
+
+
+def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSpec]:
+    """Spec of each weight; one that two nodes read along different axes gets a single scale."""
+    specs: dict[str, QuantSpec] = {}
+    for unit in colours.weighted.values():
+        spec = target.weight_spec(bits, unit.axis)
+        if specs.setdefault(unit.weight.name, spec) != spec:
+            specs[unit.weight.name] = target.weight_spec(bits, None)
+    return specs
+
+
+def _biases(colours: Colouring) -> dict[str, BiasSpec]:
+    biases: dict[str, BiasSpec] = {}
+    for name, unit in colours.weighted.items():
+        tensor, node = unit.bias, unit.node
+        add = colours.bias_adds.get(name)
+        if add is not None:
+            tensor = next(operand for operand in add.inputs if operand is not unit.node.outputs[0])
+            node = add
+        if tensor is not None:
+            biases[name] = BiasSpec(tensor.name, unit.activation.name, unit.weight.name, node.name)
+    return biases
+
+
+def _constants(graph: gs.Graph, colours: Colouring, spec: QuantSpec) -> dict[str, QuantSpec]:
+    return {
+        tensor.name: spec
+        for node in graph.nodes
+        if colours.of(node) == INT8 and node.name not in colours.weighted and node.name not in colours.absorbed
+        for tensor in node.inputs
+        if constant_of(tensor) is not None
+    }

@@ -1,0 +1,64 @@
+"""The outcome of placement: a plain, frozen description of where Q/DQ pairs go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..numerics import QuantSpec
+
+
+@dataclass(frozen=True)
+class BiasSpec:
+    """A bias stored as int32 codes, with ``scale = activation scale * weight scale`` and zero point 0.
+
+    Args:
+        tensor: Name of the float bias.
+        activation: Name of the activation that its node reads.
+        weight: Name of the weight that its node reads.
+        node: The node that adds it: the weighted node itself, or the Add behind a MatMul.
+    """
+
+    tensor: str
+    activation: str
+    weight: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where Q/DQ pairs go.
+
+    An activation made by an int8 or carried node is read through its Q/DQ pair by everybody; one made by a float node
+    (or a graph input) by int8 and carried nodes only.
+
+    Args:
+        target: Name of the target that the plan was made for.
+        int8_nodes: Nodes that run in int8, absorbed ones included, in graph order.
+        carried_nodes: Nodes that move int8 codes; their output has the scale of their input.
+        float_nodes: Every other node, with the reason.
+        activations: Quantized activation tensors.
+        weights: Quantized weights of int8 nodes; ``axis`` is the output channel's, None for one scale.
+        biases: Biases of int8 nodes, keyed by the weighted node's name.
+        constants: Constant operands of int8 additions, products and concatenations.
+        tied: Activation -> the activation whose scale and zero point it shares (always one that is not tied itself).
+        absorbed: Relu, Clip and bias Add nodes that are part of the int8 node before them, with that node's name;
+            the tensor between the two is not quantized.
+        fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
+    """
+
+    target: str
+    int8_nodes: tuple[str, ...]
+    carried_nodes: tuple[str, ...]
+    float_nodes: Mapping[str, str]
+    activations: Mapping[str, QuantSpec]
+    weights: Mapping[str, QuantSpec]
+    biases: Mapping[str, BiasSpec]
+    constants: Mapping[str, QuantSpec] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    absorbed: Mapping[str, str] = field(default_factory=dict)
+    fold_clip: bool = True
+
+    def source_of(self, tensor: str) -> str:
+        """Name of the activation that carries the scale of ``tensor``: itself unless it is tied."""
+        return self.tied.get(tensor, tensor)

@@ -1,0 +1,6 @@
+"""Targets: what a runtime can run in int8, as data. One TOML file each, with its sources in comments."""
+
+from .loader import load_target, target_names
+from .target import OpRule, Target
+
+__all__ = ["OpRule", "Target", "load_target", "target_names"]
