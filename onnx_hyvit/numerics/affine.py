@@ -126,12 +126,12 @@ def qparams_from_range(low: np.ndarray | float, high: np.ndarray | float, spec: 
     return QParams(scale, zero_point, spec)
 
 
-def quantize(x: np.ndarray, qparams: QParams) -> np.ndarray:
+def quantize(x: np.ndarray | np.floating, qparams: QParams) -> np.ndarray:
     """Codes of ``x`` in the container dtype, saturated to ``spec.qmin..spec.qmax``; same shape as ``x``.
 
     Infinities saturate. The arithmetic is float32 for a float32 ``x``, as in QuantizeLinear.
     """
-    return _codes(x, qparams).astype(qparams.spec.dtype)
+    return _codes(np.asarray(x), qparams).astype(qparams.spec.dtype)
 
 
 def _codes(x: np.ndarray, qparams: QParams) -> np.ndarray:

@@ -7,7 +7,6 @@ from .session import (
     Session,
     TensorInfo,
     make_session,
-    model_inputs,
     optimized_model,
     runtime_reason,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "benchmark",
     "collect",
     "make_session",
-    "model_inputs",
     "optimized_model",
     "runtime_reason",
 ]

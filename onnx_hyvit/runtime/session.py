@@ -56,6 +56,8 @@ class Session:
         name: What messages call it.
         inputs: Inputs that must be fed, in the order of the model.
         outputs: Outputs, in the order of the model.
+        input_names: Their names.
+        output_names: Their names.
     """
 
     def __init__(self, session: ort.InferenceSession, name: str) -> None:
@@ -63,6 +65,8 @@ class Session:
         self.name = name
         self.inputs = tuple(_info(item) for item in session.get_inputs())
         self.outputs = tuple(_info(item) for item in session.get_outputs())
+        self.input_names = [info.name for info in self.inputs]
+        self.output_names = [info.name for info in self.outputs]
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run once.
@@ -78,14 +82,14 @@ class Session:
             RuntimeFailure: An input is missing, unknown or misshapen, or a kernel failed.
         """
         self._check_names(feeds)
-        names = [info.name for info in self.outputs] if outputs is None else list(outputs)
+        names = self.output_names if outputs is None else list(outputs)
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
             raise RuntimeFailure(f"{self.name}: cannot run ({runtime_reason(error)})") from error
 
     def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
-        known = [info.name for info in self.inputs]
+        known = self.input_names
         missing = [name for name in known if name not in feeds]
         unknown = [name for name in feeds if name not in known]
         if missing or unknown:
@@ -215,27 +219,3 @@ def _size_of(model: ModelSource) -> int:
         return len(model)
     path = Path(model)
     return sum(item.stat().st_size for item in path.parent.glob(path.name + "*") if item.is_file())
-
-
-def model_inputs(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[TensorInfo, ...]:
-    """Inputs that must be fed, without making a session; a free dimension is its name or None.
-
-    Raises:
-        RuntimeFailure: The file cannot be read.
-    """
-    if isinstance(model, onnx.ModelProto):
-        proto = model
-    else:
-        try:
-            proto = onnx.load_model(os.fspath(model), load_external_data=False)
-        except Exception as error:
-            raise RuntimeFailure(f"{os.fspath(model)}: cannot be read as an ONNX model") from error
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    return tuple(_proto_info(value) for value in proto.graph.input if value.name not in constants)
-
-
-def _proto_info(value: onnx.ValueInfoProto) -> TensorInfo:
-    kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else np.dtype(object)
-    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim]
-    return TensorInfo(value.name, np.dtype(dtype), tuple(dims))

@@ -1,0 +1,266 @@
+"""Calibration data as re-iterable batches, streamed: one batch is in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CalibrationError
+from .array_file import ArrayFile
+from .images import MAX_PIXELS, read_image
+from .inputs import InputInfo, cast, check_dtype, check_finite, check_names, check_shape, first_range, fixed_batch
+from .preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[list[str], dict[str, np.ndarray]]
+
+
+class Source(ABC):
+    """Batches of (sample ids, feeds); can be iterated again and gives the same batches.
+
+    When the model's batch is fixed and the samples do not fill the last batch, it is filled up by repeating its last
+    sample: there are then fewer ids than rows, and ``warnings`` says so.
+
+    Attributes:
+        inputs: What the model takes.
+        batch_size: Rows in a full batch.
+        warnings: What the user should know, each once.
+    """
+
+    def __init__(self, inputs: Sequence[InputInfo], batch_size: int) -> None:
+        self.inputs = tuple(inputs)
+        self.batch_size = batch_size
+        self.warnings: list[str] = []
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def _batches(self) -> Iterator[Batch]:
+        """Batches, checked for names, shapes and dtypes, not yet for values."""
+
+    @abstractmethod
+    def _hash(self, digest: hashlib._Hash) -> None:
+        """Feed the content to ``digest``."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (samples, feeds) in enumerate(self._batches()):
+            for info in self.inputs:
+                check_finite(feeds[info.name], info, samples)
+            if number == 0 and self._warns_of_range:
+                for warning in first_range(feeds, self.inputs):
+                    self._warn(warning)
+            yield samples, feeds
+
+    _warns_of_range = True
+
+    def fingerprint(self) -> str:
+        """Hash of the samples, their order and how they are preprocessed: 64 hex digits."""
+        digest = hashlib.sha256()
+        for info in self.inputs:
+            digest.update(f"{info.name} {info.dtype} {info.text};".encode())
+        self._hash(digest)
+        return digest.hexdigest()
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            logger.warning("%s", text)
+
+    def _fill(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Repeat the last row until a fixed batch is full."""
+        if fixed_batch(self.inputs) is None:
+            return feeds
+        rows = len(next(iter(feeds.values())))
+        short = self.batch_size - rows
+        if short <= 0:
+            return feeds
+        self._warn(f"the model's batch is fixed at {self.batch_size}: the last batch repeats its last sample {short} x")
+        return {name: np.concatenate([value, *[value[-1:]] * short]) for name, value in feeds.items()}
+
+
+class ImageSource(Source):
+    """Image files, decoded and preprocessed when their batch is asked for."""
+
+    _warns_of_range = False  # the user chose the scale
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        folder: Path,
+        inputs: Sequence[InputInfo],
+        preprocess: Preprocess,
+        batch_size: int,
+        *,
+        skip_unreadable: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(inputs, batch_size)
+        self.preprocess = preprocess.resolve(self.inputs[0])
+        self.folder = folder
+        self._paths = list(paths)
+        self._skip_unreadable = skip_unreadable
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _batches(self) -> Iterator[Batch]:
+        images = self._images()
+        while group := list(itertools.islice(images, self.batch_size)):
+            for _, same in itertools.groupby(group, key=lambda item: item[1].shape):
+                named = list(same)
+                values = _to_dtype(np.stack([value for _, value in named]), self.inputs[0])
+                yield [name for name, _ in named], self._fill({self.inputs[0].name: values})
+
+    def _images(self) -> Iterator[tuple[str, np.ndarray]]:
+        for path in list(self._paths):
+            try:
+                yield path.relative_to(self.folder).as_posix(), self.preprocess(read_image(path, self._max_pixels))
+            except CalibrationError as error:
+                if not self._skip_unreadable:
+                    raise CalibrationError(f"{error}; repair it, or skip such images with skip_unreadable") from error
+                self._warn(f"skipped: {error}")
+                self._paths.remove(path)
+        if not self._paths:
+            raise CalibrationError(f"{self.folder}: no image could be read")
+
+    def _hash(self, digest: hashlib._Hash) -> None:
+        digest.update(repr(self.preprocess).encode())
+        for path in self._paths:
+            digest.update(f"{path.relative_to(self.folder).as_posix()};".encode())
+            digest.update(_content_hash(path))
+
+
+def _to_dtype(values: np.ndarray, info: InputInfo) -> np.ndarray:
+    """Preprocessed pixels in the model's dtype; an 8-bit input gets rounded values."""
+    if info.dtype.kind in "iu":
+        limits = np.iinfo(info.dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(info.dtype)
+    return values.astype(info.dtype, copy=False)
+
+
+def _content_hash(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.digest()
+
+
+class ArraySource(Source):
+    """Arrays in memory or on disk, first axis samples, one per input."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray | ArrayFile],
+        inputs: Sequence[InputInfo],
+        indices: Sequence[int],
+        batch_size: int,
+    ) -> None:
+        super().__init__(inputs, batch_size)
+        self._arrays = dict(arrays)
+        self._indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _batches(self) -> Iterator[Batch]:
+        readers = {info.name: self._rows(info) for info in self.inputs}
+        for start in range(0, len(self._indices), self.batch_size):
+            samples = [str(index) for index in self._indices[start : start + self.batch_size]]
+            yield samples, self._fill({name: next(rows) for name, rows in readers.items()})
+
+    def _rows(self, info: InputInfo) -> Iterator[np.ndarray]:
+        array = self._arrays[info.name]
+        if isinstance(array, ArrayFile):
+            for block in array.rows(self._indices, self.batch_size):
+                yield cast(block, info, array.name)
+        else:
+            for start in range(0, len(self._indices), self.batch_size):
+                yield cast(array[self._indices[start : start + self.batch_size]], info, "array")
+
+    def _hash(self, digest: hashlib._Hash) -> None:
+        for samples, feeds in self._batches():
+            for info in self.inputs:
+                digest.update(np.ascontiguousarray(feeds[info.name][: len(samples)]).data)
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray | ArrayFile], inputs: Sequence[InputInfo], where: str) -> int:
+    """Check names, shapes and dtypes; returns the number of samples.
+
+    Raises:
+        CalibrationError: Anything that does not fit, or no samples, or different numbers of samples.
+    """
+    check_names(arrays, inputs, where)
+    for info in inputs:
+        array = arrays[info.name]
+        name = array.name if isinstance(array, ArrayFile) else where
+        check_dtype(array.dtype, info, name)
+        check_shape(array.shape, info, name, rows=True)
+    counts = {info.name: arrays[info.name].shape[0] for info in inputs}
+    if len(set(counts.values())) > 1:
+        raise CalibrationError(f"{where}: the inputs differ in their number of samples ({counts})")
+    count = next(iter(counts.values()))
+    if not count:
+        raise CalibrationError(f"{where}: there are no samples (the first axis has length 0)")
+    return count
+
+
+class FeedSource(Source):
+    """Complete feeds, each one batch: a list in memory, or a spool on disk."""
+
+    def __init__(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], inputs: Sequence[InputInfo], indices: Sequence[int]
+    ) -> None:
+        super().__init__(inputs, 1)
+        self._feeds = feeds
+        self._indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _batches(self) -> Iterator[Batch]:
+        for index in self._indices:
+            yield [str(index)], check_feeds(self._feeds[index], self.inputs, f"sample {index}")
+
+    def _hash(self, digest: hashlib._Hash) -> None:
+        for _, feeds in self._batches():
+            for info in self.inputs:
+                digest.update(f"{feeds[info.name].shape}".encode())
+                digest.update(feeds[info.name].data)
+
+
+def check_feeds(feeds: object, inputs: Sequence[InputInfo], where: str) -> dict[str, np.ndarray]:
+    """One feed in the dtypes of the model.
+
+    Raises:
+        CalibrationError: It is no mapping, or a name, shape or dtype does not fit.
+    """
+    if not isinstance(feeds, Mapping):
+        raise CalibrationError(f"{where}: expected a dict of input name to array, found {type(feeds).__name__}")
+    check_names(map(str, feeds), inputs, where)
+    checked = {}
+    for info in inputs:
+        value = np.asarray(feeds[info.name])
+        check_dtype(value.dtype, info, where)
+        check_shape(value.shape, info, where, rows=False)
+        checked[info.name] = cast(value, info, where)
+    return checked
+
+
+def path_of(data: object) -> Path | None:
+    """``data`` as a path, when it is one."""
+    return Path(data) if isinstance(data, (str, os.PathLike)) else None
