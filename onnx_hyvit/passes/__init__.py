@@ -10,6 +10,8 @@ from . import (
     fuse_hard_swish,
     fuse_layer_norm,
     infer_shapes,
+    lower_matmul_to_gemm,
+    sink_reshapes,
 )
 from .infrastructure import GraphPass, PassResult, run_passes
 
@@ -28,6 +30,12 @@ CANONICAL: tuple[GraphPass, ...] = (
     eliminate_noops.PASS,
     infer_shapes.PASS,
 )
-LOWERING: tuple[GraphPass, ...] = ()
+LOWERING: tuple[GraphPass, ...] = (
+    lower_matmul_to_gemm.PASS,
+    eliminate_noops.PASS,
+    sink_reshapes.PASS,
+    eliminate_noops.PASS,
+    infer_shapes.PASS,
+)
 
 __all__ = ["CANONICAL", "LOWERING", "GraphPass", "PassResult", "run_passes"]
