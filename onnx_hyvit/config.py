@@ -18,7 +18,6 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - the same module under its old name
     import tomli as tomllib
 
-RANGES = ("minmax", "moving-average", "percentile", "mse")
 RESIDUALS = ("auto", "float", "int8")
 OPSETS = range(17, 24)
 _BITS = re.compile(r"w(\d+)a(\d+)")
@@ -37,12 +36,15 @@ class QuantConfig:
         recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
         bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is.
         target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
-        samples: Calibration samples to use, at least 1.
+        samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
         batch_size: Samples in one calibration run when the model's batch is free, at least 1.
         threads: Threads that ONNX Runtime may use, at least 1.
         opset: Opset of the result, 17 to 23; a model that is already higher keeps its own.
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
+        activation_type: ``uint8`` or ``int8`` instead of the target's; None keeps it.
+        activation_symmetric: Symmetric activations instead of the target's scheme; None keeps it.
+        per_channel: One weight scale per output channel where the target has it; False, one per tensor.
         float_nodes: Names of nodes that must stay float, whatever the target says.
         rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
         verify: Run the finished model at every optimisation level and compare.
@@ -51,22 +53,29 @@ class QuantConfig:
     recipe: str = "percentile"
     bits: str = "w8a8"
     target: str = "ort-x86"
-    samples: int = 64
+    samples: int | None = 64
     seed: int = 0
     batch_size: int = 8
     threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
     opset: int = 20
     residual: str = "auto"
+    activation_type: str | None = None
+    activation_symmetric: bool | None = None
+    per_channel: bool = True
     float_nodes: tuple[str, ...] = ()
     rewrite_layout: bool = True
     verify: bool = True
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
+        if self.activation_type not in (None, "uint8", "int8"):
+            raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:
             raise ConfigError(f"opset {self.opset} is not supported; expected {OPSETS.start} to {OPSETS.stop - 1}")
         for name in ("samples", "batch_size", "threads"):
             value = getattr(self, name)
+            if name == "samples" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:

@@ -1,0 +1,261 @@
+"""The pipeline on one screen: load, rewrite, find the blocks, plan, calibrate, insert Q/DQ, check, save."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from . import calibration as calib
+from .audit import audit
+from .blocks import Structure, find_structure
+from .calibrate import activation_qparams
+from .config import QuantConfig
+from .errors import ModelError, OutputError
+from .graph import Model, load_model, model_to_proto, save_proto
+from .insert_qdq import insert_qdq
+from .observe import observe_shapes
+from .passes import CANONICAL, LOWERING, PassResult, run_passes
+from .passes.layout import LAYOUT
+from .placement import Plan, make_plan
+from .recipes import find_recipe
+from .runtime import Progress
+from .targets import Target, load_target
+from .validate import validate
+from .version import __version__
+
+logger = logging.getLogger(__name__)
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class QuantResult:
+    """What ``quantize`` made.
+
+    Args:
+        model: The int8 QDQ model.
+        report: Plain values (JSON): what was found, what was done, sizes, choices and what stayed float and why.
+        path: Where the model was written, None when no output was asked for.
+    """
+
+    model: onnx.ModelProto
+    report: dict[str, Any] = field(repr=False)
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model after the exact rewrites, and what was recognised in it on the way."""
+
+    model: Model
+    structure: Structure
+    shapes: dict[str, tuple[int, ...]]
+    passes: tuple[PassResult, ...]
+
+
+def quantize(
+    model: ModelLike,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibration: Any,
+    config: QuantConfig | None = None,
+    preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> QuantResult:
+    """Quantize a float ONNX model to int8 (QDQ form).
+
+    Args:
+        model: Path, serialized bytes, or ModelProto of a float model.
+        output: Where to write the result; None keeps it in memory only.
+        calibration: Folder of images, ``.npz``, ``.npy``, a dict of float arrays (first axis samples), an iterable of
+            feeds, or an ``onnxruntime.quantization.CalibrationDataReader``.
+        config: Settings; the defaults when None.
+        preprocess: For images: a ``Preprocess``, the name of a preset, or the path of a TOML or JSON file.
+        skip_unreadable: Leave out images that cannot be read (each is named in a warning) instead of stopping.
+        progress: Called as ``progress(done, total, text)`` during long work.
+
+    Returns:
+        The model, a report, and the path.
+
+    Raises:
+        HyvitError: The model, the data, a setting or the output cannot be used; one line says which and what to do.
+    """
+    config = config or QuantConfig()
+    started = time.perf_counter()
+    recipe, target = find_recipe(config.recipe), adapted_target(config)
+    if output is not None:
+        check_output(output, model)
+    loaded = load_model(model, config.opset)
+    float_size = _size_of(model)
+    source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
+    prepared = prepare(loaded, config)
+    plan = make_plan(
+        prepared.model,
+        prepared.shapes,
+        target,
+        weight_bits=config.weight_bits,
+        activation_bits=config.activation_bits,
+        residual=config.residual,
+        float_nodes=config.float_nodes,
+    )
+    if not plan.int8_nodes:
+        raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
+    proto = model_to_proto(prepared.model)
+    qparams = activation_qparams(proto, plan, source, recipe, config, progress)
+    qparams |= weight_qparams(prepared.model, plan, recipe)
+    quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
+    findings = validate(quantized, reference=proto, feeds=_first_feed(source)) if config.verify else []
+    report = {
+        "onnx_hyvit": __version__,
+        "config": config.to_dict(),
+        "found": describe(prepared),
+        "passes": {result.name: result.count for result in prepared.passes if result.count},
+        "plan": _describe_plan(plan),
+        "calibration": {"samples": len(source), "fingerprint": source.fingerprint()},
+        "audit": audit(quantized).to_dict(),
+        "findings": [str(finding) for finding in findings],
+        "size": {"float_bytes": float_size, "int8_bytes": quantized.ByteSize()},
+    }
+    path = None
+    if output is not None:
+        path = Path(output)
+        report["size"]["int8_bytes"] = save_proto(quantized, path)
+    report["seconds"] = round(time.perf_counter() - started, 2)
+    return QuantResult(quantized, report, path)
+
+
+def adapted_target(config: QuantConfig) -> Target:
+    """The target of ``config`` with the types and granularity that the config asks for instead."""
+    target = load_target(config.target)
+    activation, weight = target.activation, target.weight
+    if config.activation_type is not None:
+        activation = replace(activation, dtype=config.activation_type)
+    if config.activation_symmetric is not None:
+        activation = replace(activation, scheme="symmetric" if config.activation_symmetric else "asymmetric")
+    if not config.per_channel:
+        weight = replace(weight, granularity="per_tensor")
+    return replace(target, activation=activation, weight=weight)
+
+
+def open_calibration(
+    model: Model, calibration: Any, config: QuantConfig, preprocess: Any = None, skip_unreadable: bool = False
+) -> calib.Source:
+    """Open calibration data for the inputs of ``model``; see ``quantize`` for the kinds accepted."""
+    if isinstance(preprocess, (str, os.PathLike)):
+        preprocess = calib.load_preprocess(preprocess)
+    return calib.open_source(
+        calibration,
+        calib.inputs_of(model_to_proto(model)),
+        preprocess=preprocess,
+        samples=config.samples,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        skip_unreadable=skip_unreadable,
+    )
+
+
+def prepare(model: Model, config: QuantConfig) -> Prepared:
+    """Run the exact rewrites on ``model`` (edited in place) and find its structure between them.
+
+    Returns:
+        The rewritten model, the structure of the canonical graph, concrete shapes, and what each pass did.
+    """
+    results = run_passes(model, CANONICAL)
+    structure = find_structure(model, observe_shapes(model_to_proto(model)))
+    if config.rewrite_layout:
+        results += run_passes(model, LAYOUT)
+    results += run_passes(model, LOWERING)
+    return Prepared(model, structure, observe_shapes(model_to_proto(model)), tuple(results))
+
+
+def inspect(model: ModelLike) -> dict[str, Any]:
+    """What is in a model: blocks, bridges, norms, activations, attentions, and what was not recognised and why.
+
+    Args:
+        model: Path, serialized bytes, or ModelProto; an already quantized one is accepted.
+
+    Returns:
+        Plain values (JSON).
+    """
+    loaded = load_model(model, quantized_ok=True)
+    results = run_passes(loaded, CANONICAL)
+    shapes = observe_shapes(model_to_proto(loaded))
+    structure = find_structure(loaded, shapes)
+    return describe(Prepared(loaded, structure, shapes, tuple(results)))
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """The structure of a prepared model as plain values, the form of ``inspect --json``."""
+    model = prepared.model
+    return {
+        "model": model.path,
+        "opset": model.origin.opset,
+        "producer": model.producer,
+        "inputs": [{"name": tensor.name, "shape": list(tensor.shape or ())} for tensor in model.graph.inputs],
+        "outputs": [{"name": tensor.name, "shape": list(tensor.shape or ())} for tensor in model.graph.outputs],
+        "dynamic_axes": _dynamic_axes(model),
+        **prepared.structure.to_dict(),
+    }
+
+
+def _dynamic_axes(model: Model) -> dict[str, dict[int, str]]:
+    found = {}
+    for tensor in model.graph.inputs:
+        free = {axis: str(dim) for axis, dim in enumerate(tensor.shape or ()) if not isinstance(dim, int)}
+        if free:
+            found[tensor.name] = free
+    return found
+
+
+def _describe_plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "int8_nodes": len(plan.int8_nodes),
+        "carried_nodes": len(plan.carried_nodes),
+        "float_nodes": dict(plan.float_nodes),
+    }
+
+
+def _first_reason(plan: Plan) -> str:
+    return next(
+        (f"{name}: {reason}" for name, reason in plan.float_nodes.items()),
+        "it has no Conv, Gemm or MatMul with constant weights",
+    )
+
+
+def _first_feed(source: calib.Source) -> dict[str, np.ndarray]:
+    return next(iter(source))[1]
+
+
+def _size_of(model: ModelLike) -> int:
+    if isinstance(model, onnx.ModelProto):
+        return model.ByteSize()
+    if isinstance(model, (bytes, bytearray)):
+        return len(model)
+    path = Path(model)
+    data = path.with_name(path.name + ".data")
+    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
+def check_output(output: str | os.PathLike[str], model: Any = None) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        OutputError: The folder is missing or read-only, the path is a folder, or it is the input model itself.
+    """
+    path = Path(output)
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: the folder {folder} does not exist")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file name")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: the folder {folder} is not writable")
+    if isinstance(model, (str, os.PathLike)) and path.exists() and path.samefile(model):
+        raise OutputError(f"{path}: is the input model; choose another output")

@@ -1,0 +1,48 @@
+"""From a plan and calibration data to the scale and zero point of every planned activation."""
+
+from __future__ import annotations
+
+import onnx
+
+from .calibration import Source
+from .numerics import QParams
+from .placement import Plan
+from .recipes import Recipe
+from .runtime import Progress, collect
+
+
+def activation_qparams(
+    proto: onnx.ModelProto,
+    plan: Plan,
+    source: Source,
+    recipe: Recipe,
+    *,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> dict[str, QParams]:
+    """Observe the planned activations over the data, in one pass with constant memory, and choose their ranges.
+
+    Args:
+        proto: The float model that the plan was made for.
+        plan: Which tensors are quantized, and how.
+        source: Calibration data.
+        recipe: Says how a range is chosen.
+        threads: Threads of ONNX Runtime.
+        progress: Called as ``progress(done, total, text)``.
+
+    Returns:
+        Tensor name -> scale and zero point, for every activation that is not tied to another.
+
+    Raises:
+        CalibrationError: The data hold NaN or Inf, or do not fit the model.
+    """
+    free = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
+    observers = collect(
+        proto,
+        list(free),
+        source,
+        {name: recipe.ranges.observer(spec.axis) for name, spec in free.items()},
+        progress,
+        threads=threads,
+    )
+    return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()}

@@ -1,0 +1,231 @@
+"""What the command line shows a person: tables, verdicts and a progress bar (rich); plain lines when not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+KIND_STYLES = {"bridge": "bold yellow", "transformer": "cyan", "conv": "green", "stem": "blue", "head": "magenta"}
+WORST_SHOWN = 8
+FLOAT_SHOWN = 12
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output or standard error; never wider than the terminal, 100 columns when piped."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """Print one line for a person."""
+    console().print(escape(text))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A function ``update(done, total, text)``: a bar on a terminal, a log line now and then elsewhere (stderr)."""
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield _log_lines(err)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(done: int, total: int, text: str) -> None:
+            if text not in tasks:
+                tasks[text] = bar.add_task(escape(text), total=total)
+            bar.update(tasks[text], completed=done, total=total)
+
+        yield update
+
+
+def _log_lines(err: Console) -> Callable[[int, int, str], None]:
+    last: dict[str, float] = {}
+
+    def update(done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if text not in last or now - last[text] > 10 or (done >= total and last[text] >= 0):
+            err.print(f"{escape(text)}: {done}/{total}")
+            last[text] = -1.0 if done >= total else now
+
+    return update
+
+
+def inspected(report: dict[str, Any]) -> None:
+    """The structure of a model."""
+    out = console()
+    _found(out, report)
+    table = Table(title="Blocks", title_justify="left")
+    for column, justify in (
+        ("#", "right"),
+        ("kind", "left"),
+        ("nodes", "right"),
+        ("parameters", "right"),
+        ("MACs", "right"),
+        ("entry", "left"),
+        ("exit", "left"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for index, block in enumerate(report["blocks"]):
+        kind = block["kind"]
+        table.add_row(
+            str(index),
+            f"[{KIND_STYLES.get(kind, 'white')}]{kind}[/]",
+            str(len(block["nodes"])),
+            _count(block.get("parameters")),
+            _count(block.get("macs")),
+            _edges(block["inputs"]),
+            _edges(block["outputs"]),
+        )
+    out.print(table)
+    if report["unrecognised"]:
+        out.print("[bold]Not recognised[/]")
+        for entry in report["unrecognised"]:
+            out.print(f"  {escape(entry['node'] or '-')}: {escape(entry['reason'])}")
+
+
+def _found(out: Console, report: dict[str, Any]) -> None:
+    out.print(f"[bold]{escape(str(report['model']))}[/]")
+    out.print(f"  opset {report['opset']}, made by {escape(report['producer'] or 'an unnamed exporter')}")
+    for name, axes in report["dynamic_axes"].items():
+        free = ", ".join(f"axis {axis} ({label})" for axis, label in axes.items())
+        out.print(f"  input {escape(name)} is free in {escape(free)}")
+    kinds: dict[str, int] = {}
+    for block in report["blocks"]:
+        kinds[block["kind"]] = kinds.get(block["kind"], 0) + 1
+    out.print("  blocks: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    for key in ("norms", "activations", "attentions"):
+        out.print(f"  {key}: {escape(_tally(report[key]))}")
+
+
+def _tally(entries: list[dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry["kind"]] = counts.get(entry["kind"], 0) + 1
+    return ", ".join(f"{count} x {kind}" for kind, count in counts.items()) or "none"
+
+
+def _edges(edges: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{escape(edge['name'])} {'x'.join(map(str, edge['shape'] or ()))}" for edge in edges)
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "-"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return str(value)
+
+
+def quantized(report: dict[str, Any]) -> None:
+    """What ``quantize`` found and did."""
+    out = console()
+    _found(out, report["found"])
+    plan, size = report["plan"], report["size"]
+    out.print("[bold]Quantized[/]")
+    config = report["config"]
+    out.print(
+        f"  recipe {config['recipe']}, {config['bits']}, target {escape(config['target'])}, "
+        f"{report['calibration']['samples']} calibration samples"
+    )
+    kept = list(plan["float_nodes"].items())
+    out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
+    _float_reasons(out, kept)
+    _kernels(out, report["audit"])
+    for finding in report["findings"]:
+        out.print(f"  [yellow]note[/] {escape(finding)}")
+    ratio = size["float_bytes"] / max(1, size["int8_bytes"])
+    out.print(
+        f"  size {_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])} ({ratio:.1f}x smaller), "
+        f"{report['seconds']:.1f} s"
+    )
+    if report.get("output"):
+        out.print(f"[bold green]Written[/] {escape(report['output'])}")
+
+
+def _float_reasons(out: Console, kept: list[tuple[str, str]]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in kept:
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))[:FLOAT_SHOWN]:
+        out.print(f"    {len(names):4d} float: {escape(reason)}")
+
+
+def _kernels(out: Console, audit: dict[str, Any]) -> None:
+    counts = audit["counts"]
+    out.print(
+        f"  kernels that ONNX Runtime will run: {counts.get('int8', 0)} int8, {counts.get('float', 0)} float "
+        "(Conv, Gemm, MatMul)"
+    )
+    for key, text in (
+        ("dequantized_weights", "weights dequantized at run time"),
+        ("bad_kernels", "kernels known to be slow or wrong"),
+        ("orphan_pairs", "Q/DQ pairs without an int8 kernel between them"),
+    ):
+        if audit.get(key):
+            out.print(f"  [yellow]{len(audit[key])} {text}[/]")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def compared(report: dict[str, Any]) -> None:
+    """The comparison of a float and an int8 model, verdict first."""
+    out = console()
+    latency, size = report["latency"], report["size"]
+    out.print(f"[bold]{escape(report['float'])}[/] against [bold]{escape(report['int8'])}[/], {report['samples']} samples")
+    if report["top1_agreement"] is not None:
+        out.print(f"  top-1 agreement  {100 * report['top1_agreement']:.2f} %")
+    accuracy = report.get("accuracy")
+    if accuracy:
+        for key, name in (("top1", "top-1"), ("top5", "top-5")):
+            if accuracy.get(f"float_{key}") is not None:
+                out.print(
+                    f"  {name} accuracy   {100 * accuracy[f'float_{key}']:.2f} % -> {100 * accuracy[f'int8_{key}']:.2f} %"
+                )
+    speed = latency["speedup"]
+    out.print(
+        f"  latency          {latency['float_ms']:.2f} ms -> {latency['int8_ms']:.2f} ms "
+        f"([{'green' if speed >= 1 else 'red'}]{speed:.2f}x[/], {latency['threads']} thread(s), median of {latency['runs']})"
+    )
+    out.print(
+        f"  size             {_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])} ({size['ratio']:.1f}x smaller)"
+    )
+    for name, output in report["outputs"].items():
+        out.print(f"  output {escape(name)}: SQNR {output['sqnr_db']:.1f} dB, cosine {output['cosine']:.5f}")
+    _kernels(out, report["audit"])
+    fused = report["fused"]
+    if report["fused_matches_unfused"]:
+        out.print("  fused and unfused sessions agree")
+    else:
+        out.print(f"  [bold red]the fused session disagrees with the Q/DQ graph[/]: {escape(str(fused['culprit']))}")
+    _worst(out, report["tensors"])
+
+
+def _worst(out: Console, tensors: list[dict[str, Any]]) -> None:
+    if not tensors:
+        return
+    table = Table(title="Where error is largest", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("made by")
+    table.add_column("SQNR dB", justify="right")
+    for entry in tensors[:WORST_SHOWN]:
+        table.add_row(escape(entry["name"]), escape(entry["op"]), f"{entry['sqnr_db']:.1f}")
+    out.print(table)
+
+
+def demonstrated(report: dict[str, Any]) -> None:
+    """The demo: what was quantized, and the comparison."""
+    quantized(report["quantize"])
+    compared(report["compare"])

@@ -1,0 +1,86 @@
+"""Data flows one way: each part of the package may import only what CONTRIBUTING.md allows it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "onnx_hyvit"
+EVERYWHERE = {"errors", "config", "version"}
+MAY_IMPORT = {
+    "config": set(),
+    "errors": set(),
+    "version": set(),
+    "graph": set(),
+    "numerics": set(),
+    "runtime": set(),
+    "observe": {"runtime", "graph"},
+    "calibration": {"runtime"},
+    "labels": set(),
+    "passes": {"graph"},
+    "blocks": {"graph"},
+    "targets": {"numerics"},
+    "recipes": {"numerics"},
+    "placement": {"graph", "blocks", "targets", "numerics"},
+    "insert_qdq": {"graph", "numerics", "placement"},
+    "backward": {"graph", "runtime", "numerics"},
+    "calibrate": {"calibration", "numerics", "placement", "recipes", "runtime"},
+    "audit": {"graph", "runtime"},
+    "validate": {"graph", "runtime", "numerics", "audit"},
+    "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
+    "display": set(),
+}
+ONLY_IN = {
+    "onnxruntime": {"runtime"},
+    "PIL": {"calibration"},
+    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
+    "rich": {"display"},
+    "typer": {"cli"},
+}
+FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
+
+
+def _modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[tuple[str | None, str]]:
+    """(part of this package or None, top module outside of it) of each import statement."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level == depth:
+                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                yield from ((name, "") for name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield None, node.module.split(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from ((None, alias.name.split(".")[0]) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_layout(path: Path) -> None:
+    part = _part(path)
+    for inner, outer in _imports(path):
+        if inner is not None and part not in FREE and inner != part:
+            allowed = MAY_IMPORT.get(part)
+            assert allowed is not None, f"{part} is missing from the table of this test"
+            assert inner in allowed | EVERYWHERE, f"{part} may not import {inner}"
+        if outer in ONLY_IN:
+            assert part in ONLY_IN[outer], f"{part} may not import {outer}"
+
+
+def test_numerics_knows_only_numpy() -> None:
+    outside = {
+        outer for path in (PACKAGE / "numerics").rglob("*.py") for inner, outer in _imports(path) if inner is None
+    }
+    third_party = outside & {"onnx", "onnxruntime", "onnx_graphsurgeon", "PIL", "torch"}
+    assert not third_party
