@@ -9,8 +9,8 @@ from . import (
     fuse_gelu,
     fuse_hard_swish,
     fuse_layer_norm,
-    infer_shapes,
     lower_matmul_to_gemm,
+    simplify_shape_arithmetic,
     sink_reshapes,
 )
 from .infrastructure import GraphPass, PassResult, run_passes
@@ -18,8 +18,7 @@ from .infrastructure import GraphPass, PassResult, run_passes
 CANONICAL: tuple[GraphPass, ...] = (
     fold_constants.PASS,
     eliminate_noops.PASS,
-    infer_shapes.PASS,
-    fold_constants.PASS,
+    simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
     fold_batchnorm.PASS,
     fuse_layer_norm.PASS,
@@ -27,15 +26,15 @@ CANONICAL: tuple[GraphPass, ...] = (
     fuse_hard_swish.PASS,
     canonicalise_silu.PASS,
     fold_channel_scale.PASS,
+    simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
-    infer_shapes.PASS,
 )
 LOWERING: tuple[GraphPass, ...] = (
     lower_matmul_to_gemm.PASS,
     eliminate_noops.PASS,
     sink_reshapes.PASS,
+    simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
-    infer_shapes.PASS,
 )
 
 __all__ = ["CANONICAL", "LOWERING", "GraphPass", "PassResult", "run_passes"]

@@ -19,9 +19,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph.edit import constant_of, is_graph_output, names_used_by_subgraphs, replace_uses
+from ..graph.evaluate import evaluate_node, is_evaluable
 from ..graph.io import Model
 from ..graph.pattern import NearMiss
-from .evaluate import evaluate_node, is_evaluable
 from .infrastructure import GraphPass
 
 SIZE_LIMIT = 1 << 20
