@@ -179,7 +179,7 @@ def cast(values: np.ndarray, info: InputInfo, where: str) -> np.ndarray:
     return result
 
 
-def check_finite(values: np.ndarray, info: InputInfo, samples: Sequence[str]) -> None:
+def check_finite(values: np.ndarray, info: InputInfo, samples: Sequence[object]) -> None:
     """Refuse NaN and Inf; names the first such sample.
 
     Args:

@@ -20,7 +20,8 @@ from .preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[list[str], dict[str, np.ndarray]]
+SampleId = str | int  # path within the folder, or index along the first axis
+Batch = tuple[list[SampleId], dict[str, np.ndarray]]
 
 
 class Source(ABC):
@@ -180,8 +181,8 @@ class ArraySource(Source):
     def _batches(self) -> Iterator[Batch]:
         readers = {info.name: self._rows(info) for info in self.inputs}
         for start in range(0, len(self._indices), self.batch_size):
-            samples = [str(index) for index in self._indices[start : start + self.batch_size]]
-            yield samples, self._fill({name: next(rows) for name, rows in readers.items()})
+            samples = self._indices[start : start + self.batch_size]
+            yield [*samples], self._fill({name: next(rows) for name, rows in readers.items()})
 
     def _rows(self, info: InputInfo) -> Iterator[np.ndarray]:
         array = self._arrays[info.name]
@@ -234,7 +235,7 @@ class FeedSource(Source):
 
     def _batches(self) -> Iterator[Batch]:
         for index in self._indices:
-            yield [str(index)], check_feeds(self._feeds[index], self.inputs, f"sample {index}")
+            yield [index], check_feeds(self._feeds[index], self.inputs, f"sample {index}")
 
     def _hash(self, digest: hashlib._Hash) -> None:
         for _, feeds in self._batches():

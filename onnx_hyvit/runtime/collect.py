@@ -17,7 +17,7 @@ from .expose import check_tensors, concrete_shape, expose, tensor_types
 from .session import ModelSource, OptimizationLevel, RuntimeFailure, Session, make_session
 
 Progress = Callable[[int, int, str], None]
-Batch = tuple[Sequence[str], Mapping[str, np.ndarray]]
+Batch = tuple[Sequence[object], Mapping[str, np.ndarray]]
 
 
 class Observer(Protocol):
@@ -84,7 +84,7 @@ def collect(
         for samples, feeds in prefetch(source):
             runs = runs or _plan(proto, folder, chosen, feeds, threads, optimize, max_memory)
             for run in runs:
-                _observe(run, samples, feeds, chosen, pool)
+                _observe(run, samples, feeds, chosen, pool, with_feeds=run is runs[0])
             done += len(samples)
             if progress is not None:
                 progress(done, len(source), "calibrate")
@@ -190,17 +190,18 @@ def _groups(tensors: Iterable[str], shapes: Mapping[str, tuple[int, ...]], max_m
 
 def _observe(
     run: _Run,
-    samples: Sequence[str],
+    samples: Sequence[object],
     feeds: Mapping[str, np.ndarray],
     observers: Mapping[str, Observer],
     pool: ThreadPoolExecutor,
+    with_feeds: bool,
 ) -> None:
     try:
         found = run.session.run(feeds) if run.session.outputs else {}
     except RuntimeFailure as error:
         raise RuntimeFailure(f"{error}, with {_describe(samples)}") from error
     jobs = [(name, found[name]) for name in run.fetched]
-    if run.reduced or not run.fetched:
+    if with_feeds:
         jobs += [(name, feeds[name]) for name in observers if name in feeds]
 
     def update(job: tuple[str, np.ndarray]) -> None:
@@ -214,7 +215,7 @@ def _observe(
 
 
 @contextlib.contextmanager
-def _naming(tensor: str, samples: Sequence[str]) -> Iterator[None]:
+def _naming(tensor: str, samples: Sequence[object]) -> Iterator[None]:
     """Add the tensor and the samples to what an observer raises."""
     try:
         yield
@@ -222,7 +223,7 @@ def _naming(tensor: str, samples: Sequence[str]) -> Iterator[None]:
         raise CalibrationError(f"tensor {tensor!r}: {error}, with {_describe(samples)}") from error
 
 
-def _describe(samples: Sequence[str]) -> str:
+def _describe(samples: Sequence[object]) -> str:
     if len(samples) == 1:
         return f"sample {samples[0]}"
     return f"samples {samples[0]} to {samples[-1]}" if samples else "no samples"
