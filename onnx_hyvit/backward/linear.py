@@ -110,7 +110,7 @@ def conv_transpose(tape: Tape, node: ForwardNode, grads: Gradients) -> Gradients
     if mode == "NOTSET" and "output_shape" not in node.attrs:
         before = list(node.attrs.get("pads") or [0] * (2 * rank))[:rank]
     else:
-        before = [t - t // 2 if mode == "SAME_LOWER" else t // 2 for t in total]
+        before = [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
     after = [t - b for t, b in zip(total, before, strict=True)]
     gx = None
     if node.need(0):

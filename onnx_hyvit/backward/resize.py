@@ -21,7 +21,7 @@ class Interpolation:
         coordinates: ``coordinate_transformation_mode``.
         nearest: ``nearest_mode``.
         cubic_coeff: ``cubic_coeff_a``.
-        exclude_outside: Leave out taps beyond the border (cubic).
+        exclude_outside: Leave out taps beyond the border instead of repeating the border.
         antialias: Widen the filter when shrinking.
     """
 
@@ -94,7 +94,7 @@ def interpolation_matrix(size: int, out: int, scale: float, how: Interpolation) 
     span = int(np.ceil(reach * stretch)) + 1
     taps = np.floor(position)[:, None].astype(int) + np.arange(-span, span + 1)
     weights = _filter((position[:, None] - taps) / stretch, how)
-    if how.exclude_outside or how.antialias:
+    if how.exclude_outside:
         weights = np.where((taps >= 0) & (taps < size), weights, 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     rows = np.repeat(np.arange(out), taps.shape[1])
