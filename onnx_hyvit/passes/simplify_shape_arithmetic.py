@@ -5,7 +5,7 @@ Before
 After
     Reshape(x, [-1, 64, ...]);  0 where a dimension is copied from the same axis
     any tensor of shape arithmetic without free dimensions becomes an initializer
-    Reshape, Expand and Slice that provably change nothing disappear
+    Reshape, Expand and Slice that provably change nothing disappear; Flatten before the last axis becomes Reshape
 Conditions
     1. dimensions are numbers or products ``c * N * ...`` of free dimensions (graph.symbolic); anything else is unknown
        and blocks the rewrite;
@@ -73,6 +73,8 @@ def _visit(model: Model, known: Inferred, node: gs.Node) -> int:
     if node.op in ("Reshape", "Expand") and constant_of(node.inputs[1]) is None:
         target = _reshape_target(known, node) if node.op == "Reshape" else _expand_target(known, node)
         return _set_input(graph, node, 1, target)
+    if node.op == "Flatten":
+        return _flatten_as_reshape(graph, known, node)
     if node.op == "Slice":
         return _fix_slice(graph, known, node)
     if node.op == "Resize":
@@ -116,8 +118,11 @@ def _reshape_target(known: Inferred, node: gs.Node) -> list[int] | None:
     value, shape = known.value(node.inputs[1]), known.shape(node.inputs[0])
     if value is None or node.attrs.get("allowzero", 0):
         return None
+    wanted, resolved = list(value.reshape(-1)), known.shapes.get(node.outputs[0].name)
+    if -1 in wanted and resolved is not None and len(resolved) == len(wanted):
+        wanted = [there if dim == -1 else dim for dim, there in zip(wanted, resolved, strict=True)]
     target: list[int] = []
-    for axis, dim in enumerate(value.reshape(-1)):
+    for axis, dim in enumerate(wanted):
         copied = shape is not None and axis < len(shape) and dim is not None and dim == shape[axis]
         if isinstance(dim, int) and not isinstance(dim, bool):
             target.append(dim)
@@ -126,6 +131,17 @@ def _reshape_target(known: Inferred, node: gs.Node) -> list[int] | None:
         else:
             target.append(-1)
     return target if target.count(-1) <= 1 else None
+
+
+def _flatten_as_reshape(graph: gs.Graph, known: Inferred, node: gs.Node) -> int:
+    """Flatten to rows of a fixed width, so that it merges with its neighbours."""
+    shape = known.shapes.get(node.outputs[0].name)
+    if node.attrs.get("axis", 1) in (0, 1) or shape is None or not isinstance(shape[1], int) or shape[1] == 0:
+        return 0
+    node.op = "Reshape"
+    node.attrs.clear()
+    node.inputs.append(new_constant(graph, f"{node.name}_shape", np.array([-1, shape[1]], np.int64)))
+    return 1
 
 
 def _expand_target(known: Inferred, node: gs.Node) -> list[int] | None:

@@ -1,0 +1,303 @@
+"""Attentions: softmax attention in all its spellings, cross-covariance, separable and ReLU linear attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import onnx_graphsurgeon as gs
+
+from ..channel_trace import trace_channels, varies_along
+from ..edit import constant_of, producer_of, rank_of, scalar_of
+from ..pattern import NearMiss
+from .results import Attention
+
+PRODUCTS = ("MatMul", "Einsum")
+PASSING = frozenset({"Identity", "Cast", "Dropout", "Reshape", "Transpose", "Clip", "Squeeze", "Unsqueeze", "Expand"})
+MIXING = frozenset({"Conv", "MatMul", "Einsum", "BatchNormalization", "Gemm"})
+LAYOUT = frozenset(
+    {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather"}
+)
+POSITIVE = frozenset({"Relu", "Elu", "Exp", "Softplus", "Clip"})
+DEPTH = 14
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A path between Softmax and a product."""
+
+    product: gs.Node
+    nodes: tuple[gs.Node, ...]
+    scale: float | None = 1.0
+    bias: str | None = None
+    mixes: bool = False
+
+
+def _is_product(node: gs.Node) -> bool:
+    """A product of two computed tensors."""
+    return node.op in PRODUCTS and len(node.inputs) == 2 and all(constant_of(tensor) is None for tensor in node.inputs)
+
+
+def find_attentions(graph: gs.Graph, opset: int = 20, near_misses: list[NearMiss] | None = None) -> list[Attention]:
+    """Every attention of the graph, in graph order.
+
+    Args:
+        graph: Graph to search.
+        opset: Its opset, for following layouts.
+        near_misses: Filled with Softmax nodes that have only one of the two products, and why.
+
+    Returns:
+        One ``Attention`` each; a Softmax of a classifier or of a gate is none.
+    """
+    position = {node.name: index for index, node in enumerate(graph.nodes)}
+    found: list[Attention] = []
+    for node in graph.nodes:
+        if node.op in ("Attention", "MultiHeadAttention"):
+            found.append(_operator(node))
+        elif node.op == "Softmax" and node.domain in (None, "", "ai.onnx"):
+            attention = _around_softmax(node, opset)
+            if isinstance(attention, Attention):
+                found.append(attention)
+            elif attention is not None and near_misses is not None:
+                near_misses.append(NearMiss(attention, node.name))
+    taken = {name for attention in found for name in attention.nodes}
+    found.extend(_relu_linear(graph, taken))
+    ordered = [
+        replace(attention, nodes=tuple(sorted(set(attention.nodes), key=position.__getitem__))) for attention in found
+    ]
+    return sorted(ordered, key=lambda attention: position[attention.nodes[-1]])
+
+
+def _operator(node: gs.Node) -> Attention:
+    names = [tensor.name for tensor in node.inputs]
+    heads = node.attrs.get("q_num_heads", node.attrs.get("num_heads"))
+    query = node.inputs[0]
+    if heads is None and rank_of(query) == 4 and isinstance(query.shape[1], int):
+        heads = query.shape[1]
+    bias = names[3] if len(names) > 3 and names[3] else None
+    scale = node.attrs.get("scale")
+    return Attention(
+        "softmax",
+        (node.name,),
+        names[0],
+        names[1] if len(names) > 1 else names[0],
+        names[2] if len(names) > 2 else names[0],
+        node.outputs[0].name,
+        heads=None if heads is None else int(heads),
+        scale=None if scale is None else float(scale),
+        bias=bias,
+    )
+
+
+def _around_softmax(softmax: gs.Node, opset: int) -> Attention | str | None:
+    logits = _back(softmax.inputs[0], DEPTH)
+    context = _ahead(softmax.outputs[0], DEPTH)
+    if logits is None:
+        separable = _separable(softmax)
+        if separable is not None or context is None:
+            return separable
+        return f"Softmax feeds the product {context.product.name}, but no product of two computed tensors feeds it"
+    if context is None:
+        return f"the product {logits.product.name} feeds Softmax, but no product with values follows"
+    inner = (*logits.nodes, softmax, *context.nodes)
+    weights = context.nodes[-2].outputs[0] if len(context.nodes) > 1 else softmax.outputs[0]
+    first, second = context.product.inputs
+    value = second if first is weights else first
+    query, key = logits.product.inputs
+    return Attention(
+        _kind(logits.product, opset),
+        tuple(node.name for node in inner),
+        query.name,
+        key.name,
+        value.name,
+        context.product.outputs[0].name,
+        softmax.outputs[0].name,
+        _heads(softmax),
+        _total_scale(logits.scale, query, key),
+        logits.bias,
+        logits.mixes or context.mixes,
+    )
+
+
+def _back(tensor: gs.Tensor, depth: int) -> _Chain | None:
+    """From Softmax's input back to the product of queries and keys; nodes in graph order, the product first."""
+    node = producer_of(tensor)
+    if node is None or depth == 0:
+        return None
+    if _is_product(node):
+        return _Chain(node, (node,))
+    if node.op in ("Mul", "Div", "Add", "Sub", "Where"):
+        return _back_through_binary(node, depth)
+    if node.op in PASSING:
+        chain = _back(node.inputs[0], depth - 1)
+        return None if chain is None else replace(chain, nodes=(*chain.nodes, node))
+    if node.op in MIXING:
+        variable = next((operand for operand in node.inputs if constant_of(operand) is None), None)
+        chain = None if variable is None else _back(variable, depth - 1)
+        if chain is None or len(chain.nodes) > 6:
+            return None
+        return replace(chain, nodes=(*chain.nodes, node), mixes=True)
+    return None
+
+
+def _back_through_binary(node: gs.Node, depth: int) -> _Chain | None:
+    operands = node.inputs[1:] if node.op == "Where" else node.inputs
+    for operand in operands:
+        chain = None if constant_of(operand) is not None else _back(operand, depth - 1)
+        if chain is None:
+            continue
+        other = next((tensor for tensor in operands if tensor is not operand), operand)
+        chain = replace(chain, nodes=(*chain.nodes, node))
+        if node.op in ("Mul", "Div"):
+            number = scalar_of(other)
+            factor = None if number is None else number if node.op == "Mul" else 1.0 / number if number else None
+            known = factor is not None and chain.scale is not None
+            return replace(chain, scale=chain.scale * factor if known else None)  # type: ignore[operator]
+        return replace(chain, bias=other.name)
+    return None
+
+
+def _ahead(tensor: gs.Tensor, depth: int, mixes: bool = False) -> _Chain | None:
+    """From Softmax's output to the product with the values; nodes in graph order, the product last."""
+    if depth == 0:
+        return None
+    for node in tensor.outputs:
+        if _is_product(node):
+            return _Chain(node, (node,), mixes=mixes)
+    for node in tensor.outputs:
+        mixing = node.op in MIXING
+        fixed = node.op in ("Mul", "Add", "Div") and any(constant_of(operand) is not None for operand in node.inputs)
+        if ((node.op in PASSING or mixing or fixed) and node.inputs[0] is tensor) or fixed:
+            chain = _ahead(node.outputs[0], depth - 1, mixes or mixing)
+            if chain is not None and not (mixing and len(chain.nodes) > 6):
+                return replace(chain, nodes=(node, *chain.nodes))
+    return None
+
+
+def _heads(softmax: gs.Node) -> int | None:
+    tensor = softmax.inputs[0]
+    if rank_of(tensor) != 4:
+        return None
+    heads = tensor.shape[1]
+    return heads if isinstance(heads, int) else None
+
+
+def _total_scale(scale: float | None, query: gs.Tensor, key: gs.Tensor) -> float | None:
+    """Scale of the logits times the fixed scalars on queries and keys."""
+    for tensor in (query, key):
+        for _ in range(6):
+            node = producer_of(tensor)
+            if node is None or scale is None:
+                break
+            if node.op in ("Mul", "Div"):
+                number = scalar_of(node.inputs[1])
+                index = 0
+                if number is None and node.op == "Mul":
+                    number, index = scalar_of(node.inputs[0]), 1
+                if number is None or number == 0:
+                    break
+                scale *= number if node.op == "Mul" else 1.0 / number
+                tensor = node.inputs[index]
+            elif node.op in LAYOUT and len(node.outputs) == 1:
+                tensor = node.inputs[0]
+            else:
+                break
+    return scale
+
+
+def _kind(product: gs.Node, opset: int) -> str:
+    """Cross-covariance when the contracted axis holds positions instead of channels."""
+    if product.op != "MatMul":
+        return "softmax"
+    votes = []
+    for tensor, axis in ((product.inputs[0], -1), (product.inputs[1], -2)):
+        trace = trace_channels(tensor, opset)
+        if trace is not None and trace.channels.ndim >= 2 and trace.channels.shape[axis] > 1:
+            votes.append(varies_along(trace.channels, axis))
+    return "cross_covariance" if votes and not any(votes) else "softmax"
+
+
+def _separable(softmax: gs.Node) -> Attention | None:
+    """MobileViTv2: ``sum_tokens(key * softmax(score)) * relu(value)``."""
+    for weighted in softmax.outputs[0].outputs:
+        if weighted.op != "Mul" or not weighted.outputs[0].outputs:
+            continue
+        total = weighted.outputs[0].outputs[0]
+        if total.op not in ("ReduceSum", "ReduceMean"):
+            continue
+        nodes, tensor = [softmax, weighted, total], total.outputs[0]
+        for _ in range(4):
+            user = tensor.outputs[0] if len(tensor.outputs) == 1 else None
+            if user is None or user.op not in PASSING or user.inputs[0] is not tensor:
+                break
+            nodes.append(user)
+            tensor = user.outputs[0]
+        last = next((user for user in tensor.outputs if user.op == "Mul"), None)
+        if last is None:
+            continue
+        key = next(operand for operand in weighted.inputs if operand is not softmax.outputs[0])
+        value = next(operand for operand in last.inputs if operand is not tensor)
+        names = tuple(node.name for node in (*nodes, last))
+        query, probabilities, output = softmax.inputs[0].name, softmax.outputs[0].name, last.outputs[0].name
+        return Attention("separable", names, query, key.name, value.name, output, probabilities, bias=None)
+    return None
+
+
+def _relu_linear(graph: gs.Graph, taken: set[str]) -> list[Attention]:
+    """EfficientViT: ``q (k^T v)`` with positive q and k, divided by ``q (k^T 1)``."""
+    found = []
+    for node in graph.nodes:
+        if not _is_product(node) or node.name in taken:
+            continue
+        for index in (0, 1):
+            path, inner = _layout_back(node.inputs[index], _is_product, 5)
+            if inner is None or inner.name in taken:
+                continue
+            query = node.inputs[1 - index]
+            sides = [_layout_back(tensor, lambda n: n.op in POSITIVE, 6)[1] for tensor in (query, *inner.inputs)]
+            if sides[0] is None or (sides[1] is None and sides[2] is None):
+                continue
+            key, value = inner.inputs if sides[1] is not None else reversed(inner.inputs)
+            nodes, output = _normaliser(node)
+            names = tuple(member.name for member in (inner, *path, node, *nodes))
+            kind, total = "relu_linear", output.name
+            found.append(Attention(kind, names, query.name, key.name, value.name, total, node.outputs[0].name))
+            break
+    return found
+
+
+def _layout_back(tensor: gs.Tensor, accepts: object, depth: int) -> tuple[list[gs.Node], gs.Node | None]:
+    path: list[gs.Node] = []
+    for _ in range(depth):
+        node = producer_of(tensor)
+        if node is None:
+            return path, None
+        if accepts(node):  # type: ignore[operator]
+            return path, node
+        if node.op not in LAYOUT:
+            return path, None
+        path.append(node)
+        tensor = node.inputs[0]
+    return path, None
+
+
+def _normaliser(product: gs.Node) -> tuple[list[gs.Node], gs.Tensor]:
+    """Slices and Div that follow the product, and the tensor after the Div."""
+    reached: dict[int, gs.Node] = {}
+    frontier, division = [product], None
+    for _ in range(5):
+        users = [user for node in frontier for output in node.outputs for user in output.outputs]
+        division = next((user for user in users if user.op == "Div"), None)
+        if division is not None:
+            break
+        frontier = [user for user in users if user.op in LAYOUT or user.op in ("Add", "Pad", "Reciprocal")]
+        reached.update((id(node), node) for node in frontier)
+    if division is None:
+        return [], product.outputs[0]
+    inside = [node for node in reached.values() if _feeds(node, division, 4)]
+    return [*inside, division], division.outputs[0]
+
+
+def _feeds(node: gs.Node, target: gs.Node, depth: int) -> bool:
+    if node is target:
+        return True
+    return depth > 0 and any(_feeds(user, target, depth - 1) for output in node.outputs for user in output.outputs)
