@@ -48,7 +48,7 @@ def collect(
     progress: Progress | None = None,
     *,
     threads: int = 2,
-    optimize: bool | OptimizationLevel = "basic",
+    optimize: bool | OptimizationLevel = "all",
     max_memory: int = 512 << 20,
 ) -> dict[str, ObserverT]:
     """Update one observer per tensor with every batch of ``source``.
@@ -197,7 +197,7 @@ def _observe(
     with_feeds: bool,
 ) -> None:
     try:
-        found = run.session.run(feeds) if run.session.outputs else {}
+        found = run.session.run_shared(feeds) if run.session.outputs else {}
     except RuntimeFailure as error:
         raise RuntimeFailure(f"{error}, with {_describe(samples)}") from error
     jobs = [(name, found[name]) for name in run.fetched]

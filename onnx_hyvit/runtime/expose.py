@@ -11,6 +11,9 @@ from onnx import TensorProto, helper
 from .session import RuntimeFailure
 
 _PREFIX = "onnx_hyvit_calibration"
+# ReduceMin and ReduceMax of ONNX Runtime pass over NaN, its ReduceSum does not. From finite inputs and weights these
+# are the operators that make the first NaN; an overflow shows as Inf in the extremes.
+_NAN_MAKERS = frozenset({"Log", "Sqrt", "Div", "Pow", "Reciprocal", "Acos", "Asin", "Acosh", "Atanh", "Mod", "Softmax"})
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -96,6 +99,28 @@ def expose(
     for index, (tensor, axes) in enumerate(reduced.items()):
         names[tensor] = _reduce(graph, tensor, axes, f"{_PREFIX}_{index}", opset, _element(types, tensor))
     return exposed, names
+
+
+def watch_for_nan(exposed: onnx.ModelProto, outputs: Sequence[str], types: Mapping[str, onnx.TypeProto.Tensor]) -> dict:
+    """Add to ``exposed`` a sum, NaN if a value is NaN, of everything that can become NaN first, and of ``outputs``.
+
+    Args:
+        exposed: A model from ``expose``; gets more outputs.
+        outputs: Outputs of the original model.
+        types: From ``tensor_types``; only tensors known to be float32 are watched.
+
+    Returns:
+        Tensor to the name of the output that is its sum.
+    """
+    graph = exposed.graph
+    makers = [node.output[0] for node in graph.node if node.op_type in _NAN_MAKERS]
+    names: dict[str, str] = {}
+    for tensor in dict.fromkeys([*makers, *outputs]):
+        if tensor in types and types[tensor].elem_type == TensorProto.FLOAT:
+            name = names[tensor] = f"{_PREFIX}_sum_{len(names)}"
+            graph.node.append(helper.make_node("ReduceSum", [tensor], [name], name, keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return names
 
 
 def _element(types: Mapping[str, onnx.TypeProto.Tensor], name: str) -> int:
