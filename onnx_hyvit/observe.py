@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -118,14 +119,14 @@ def _feeds(session: ort.InferenceSession, shapes: dict[str, tuple[int, ...]]) ->
     generator = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
-        dtype = _DTYPES.get(value.type, np.dtype(np.float32))
+        dtype: np.dtype[Any] = _DTYPES.get(value.type, np.dtype(np.float32))
         shape = shapes[value.name]
         noise = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
         feeds[value.name] = noise.astype(dtype)
     return feeds
 
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(double)": np.dtype(np.float64),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .attention import LAYOUT, Core, crosses, is_dynamic_product
-from .domain import CONVS, GLOBAL_POOLS, MATMULS, POOLS, UNKNOWN, Domain
+from .attention import LAYOUT, Core, crosses, is_linear
+from .domain import CONVS, GLOBAL_POOLS, POOLS, UNKNOWN, Domain
 from .flow import Flow, Span
 
 LARGE = 60
@@ -72,7 +72,8 @@ def _refine(flow: Flow, span: Span, cores: list[Core], domains: dict[str, Domain
     large = span.hi - span.lo > LARGE
     if span.entry is None or not (inside or large) or any(crosses(flow, core, domains) for core in inside):
         return [span]
-    nested = flow.split(span.lo, span.hi, span.entry, span.passing | {span.entry})
+    passing = span.passing | {span.entry} | _long_lived(flow, span, inside)
+    nested = flow.split(span.lo, span.hi, span.entry, passing)
     if len(nested) < 2:
         return [span]
     nested[-1] = Span(nested[-1].lo, nested[-1].hi, nested[-1].entry, span.exit, nested[-1].passing)
@@ -81,6 +82,19 @@ def _refine(flow: Flow, span: Span, cores: list[Core], domains: dict[str, Domain
     else:
         wanted = len(nested) > 3
     return [part for piece in nested for part in _refine(flow, piece, cores, domains)] if wanted else [span]
+
+
+def _long_lived(flow: Flow, span: Span, cores: list[Core]) -> set[str]:
+    """Tensors that stay alive over two whole attentions or more (the global queries of GCViT)."""
+    found: set[str] = set()
+    if len(cores) < 2:
+        return found
+    for position in range(span.lo, span.hi):
+        for name in flow.outputs(position):
+            last = flow.read_at.get(name, [position])[-1]
+            if sum(position < core.first and core.last < last for core in cores) > 1:
+                found.add(name)
+    return found
 
 
 def _wraps_residual(flow: Flow, span: Span, cores: list[Core]) -> bool:
@@ -125,7 +139,7 @@ def _describe(flow: Flow, span: Span, parent: int, cores: list[Core], domains: d
             if outputs and domains[outputs[0]].kind != "vector":
                 convs.append(position)
             resampling |= max(node.attrs.get("strides", [1])) > 1
-        elif node.op == "Gemm" or (node.op in MATMULS and not is_dynamic_product(flow, position)):
+        elif is_linear(flow, position):
             linears.append(position)
         resampling |= node.op in POOLS | GLOBAL_POOLS | {"Resize", "Upsample"}
     before, after = domain_at(span.entry, domains), domain_at(span.exit, domains)

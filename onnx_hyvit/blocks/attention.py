@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..graph.recognise import Attention
-from .domain import Domain
+from .domain import CONVS, MATMULS, Domain
 from .flow import Flow
 from .structure import Unrecognised
 
 FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
-PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Einsum"})
 LAYOUT = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"})
 LAYOUT |= {"Gather", "Split", "Concat", "Pad", "Tile"}
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "Neg", "IsNaN", "Dropout", "Not"})
@@ -77,9 +76,15 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[Unrecognised]]:
 def is_dynamic_product(flow: Flow, position: int) -> bool:
     """Whether the node multiplies two matrices which both depend on the graph's input."""
     node = flow.nodes[position]
-    if node.op not in PRODUCTS or len(node.inputs) < 2:
+    if node.op not in MATMULS or len(node.inputs) < 2:
         return False
     return all(tensor.name in flow.data for tensor in node.inputs[:2])
+
+
+def is_linear(flow: Flow, position: int) -> bool:
+    """Whether the node is a Conv, or a Gemm, MatMul or Einsum with a fixed matrix."""
+    op = flow.nodes[position].op
+    return op in CONVS or op == "Gemm" or (op in MATMULS and not is_dynamic_product(flow, position))
 
 
 def _fused(flow: Flow, position: int) -> Core:
@@ -146,7 +151,7 @@ def _linear_cores(flow: Flow, used: set[int]) -> list[Core]:
     for first in range(len(flow.nodes)):
         if first in used or not is_dynamic_product(flow, first):
             continue
-        last, passed = _forward_until_product(flow, first, through_weights=False)
+        last, _ = _forward_until_product(flow, first, through_weights=False)
         if last is None or last in used:
             continue
         members = _between(flow, first, last)
@@ -162,7 +167,7 @@ def _around(flow: Flow, position: int, through_weights: bool = True) -> bool:
     node = flow.nodes[position]
     if node.op == "Conv":
         return through_weights and set(node.attrs.get("kernel_shape", [1])) == {1}
-    if node.op in PRODUCTS:
+    if node.op in MATMULS:
         return through_weights and not is_dynamic_product(flow, position) and len(flow.inputs(position)) == 1
     return node.op in _AROUND
 
@@ -187,7 +192,7 @@ def _has_learned_query(flow: Flow, position: int) -> bool:
     """A product of fixed queries, one set per head, with computed keys (the first tokens of Mobile-Former)."""
     node = flow.nodes[position]
     fixed = [tensor.name for tensor in node.inputs[:2] if tensor.name not in flow.data]
-    return node.op in PRODUCTS and any(len(flow.shapes.get(name, ())) > 2 for name in fixed)
+    return node.op in MATMULS and any(len(flow.shapes.get(name, ())) > 2 for name in fixed)
 
 
 def _forward_until_product(flow: Flow, start: int, through_weights: bool = True) -> tuple[int | None, set[int]]:

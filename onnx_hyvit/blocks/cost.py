@@ -52,7 +52,9 @@ def _einsum(node: gs.Node, inputs: list[tuple[int, ...]], output: tuple[int, ...
     if "." in equation or len(inputs) < 2:
         return 0
     terms = equation.split("->")[0].split(",")
-    lengths = {letter: length for term, shape in zip(terms, inputs, strict=True) for letter, length in zip(term, shape)}
+    lengths: dict[str, int] = {}
+    for term, shape in zip(terms, inputs, strict=True):
+        lengths.update(zip(term, shape, strict=True))
     return prod(lengths.values())
 
 

@@ -47,19 +47,22 @@ def find_structure(model: Model, shapes: Shapes) -> Structure:
         attentions=tuple(core.describe(flow) for core in cores),
         transitions=tuple(find_transitions(flow, atoms, runs, bridges)),
         unrecognised=tuple(misses),
+        shapes={name: shapes[name] for block in blocks for name in block.inputs + block.outputs if name in shapes},
     )
 
 
 def _groups(flow: Flow, drafts: list[Draft]) -> list[tuple[str, list[gs.Node]]]:
     """Kind and nodes of each block: auxiliary nodes join the first block that uses them, and order is enforced."""
-    number = {position: index for index, draft in enumerate(drafts) for position in draft.positions}
-    block_of = {flow.nodes[position].name: index for position, index in number.items()}
+    block_of = {flow.nodes[place].name: index for index, draft in enumerate(drafts) for place in draft.positions}
+    earliest: dict[str, int] = {}
+    for node in flow.graph.nodes:  # no edge may lead backwards
+        made = [earliest[source.name] for tensor in node.inputs for source in tensor.inputs if source.name in earliest]
+        earliest[node.name] = max([block_of.get(node.name, 0), *made])
+        if node.name in block_of:
+            block_of[node.name] = earliest[node.name]
     for node in reversed(flow.auxiliary):
         users = [block_of[user.name] for tensor in node.outputs for user in tensor.outputs if user.name in block_of]
         block_of[node.name] = min(users, default=len(drafts) - 1)
-    for node in flow.graph.nodes:  # no edge may lead backwards
-        made = [block_of[source.name] for tensor in node.inputs for source in tensor.inputs if source.name in block_of]
-        block_of[node.name] = max([block_of[node.name], *made])
     members: list[list[gs.Node]] = [[] for _ in drafts]
     for node in flow.graph.nodes:
         members[block_of[node.name]].append(node)

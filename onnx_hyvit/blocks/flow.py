@@ -35,7 +35,10 @@ class Span:
 
 
 class Flow:
-    """Data nodes of a graph in topological order, addressed by position.
+    """Data nodes of a graph in a depth-first topological order, addressed by position.
+
+    The order does not depend on the exporter's: it follows the longest path first and makes a side branch right
+    before it is needed, so that few tensors are alive at any position.
 
     Args:
         graph: Sorted graph; not changed.
@@ -55,6 +58,7 @@ class Flow:
                 self.data.update(tensor.name for tensor in node.outputs if tensor.name)
             else:
                 self.auxiliary.append(node)
+        self.nodes = _depth_first(self.nodes, [tensor.name for tensor in graph.outputs], self.data)
         self.position = {node.name: index for index, node in enumerate(self.nodes)}
         self.made_at: dict[str, int] = {}
         self.read_at: dict[str, list[int]] = {}
@@ -133,6 +137,34 @@ class Flow:
     def _last_read(self, tensor: str) -> int:
         readers = self.read_at.get(tensor)
         return readers[-1] if readers else -1
+
+
+def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> list[gs.Node]:
+    """Post-order from the results, the deepest input first; nodes that reach no result come last."""
+    maker = {tensor.name: index for index, node in enumerate(nodes) for tensor in node.outputs if tensor.name}
+    sources: list[list[int]] = []
+    depth: list[int] = []
+    for node in nodes:
+        names = [tensor.name for tensor in node.inputs] + _names_read_by_bodies(node)
+        made = list(dict.fromkeys(maker[name] for name in names if name in maker and name in data))
+        depth.append(1 + max((depth[index] for index in made), default=0))
+        sources.append(sorted(made, key=lambda index: depth[index]))
+    order: list[gs.Node] = []
+    done = [False] * len(nodes)
+    roots = [maker[name] for name in results if name in maker]
+    for root in [*sorted(roots, key=lambda index: -depth[index]), *range(len(nodes))]:
+        pending = [root]
+        while pending:
+            index = pending[-1]
+            waiting = [source for source in sources[index] if not done[source]]
+            if waiting and not done[index]:
+                pending.append(waiting[-1])
+                continue
+            pending.pop()
+            if not done[index]:
+                done[index] = True
+                order.append(nodes[index])
+    return order
 
 
 def _names_read_by_bodies(node: gs.Node) -> list[str]:

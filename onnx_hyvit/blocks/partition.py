@@ -31,7 +31,8 @@ def draft_blocks(flow: Flow, atoms: list[Atom], runs: list[Run], domains: dict[s
     drafts: list[Draft] = []
     done = 0
     for run in runs:
-        drafts += _segment(flow, atoms, done, run.start, opens=done == 0)
+        crossed = any(crosses(flow, core, domains) for core in atoms[run.first].cores)
+        drafts += _segment(flow, atoms, done, run.first if crossed else run.start, opens=done == 0)
         drafts += _run_drafts(flow, atoms, run, domains)
         done = run.stop
     head = _head_start(flow, atoms, done)
@@ -45,8 +46,6 @@ def draft_blocks(flow: Flow, atoms: list[Atom], runs: list[Run], domains: dict[s
 def _run_drafts(flow: Flow, atoms: list[Atom], run: Run, domains: dict[str, Domain]) -> list[Draft]:
     drafts: list[Draft] = []
     if any(crosses(flow, core, domains) for core in atoms[run.first].cores):
-        before = [position for atom in atoms[run.start : run.first] for position in atom.positions]
-        drafts += [Draft("conv", before)] if before else []
         pieces = split_streams(flow, atoms[run.first].positions, atoms[run.first].cores, domains)
         drafts += [Draft(kind, positions, run if kind == "bridge" else None) for kind, positions in pieces]
         rest = [position for atom in atoms[run.first + 1 : run.stop] for position in atom.positions]

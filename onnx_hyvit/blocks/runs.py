@@ -1,10 +1,10 @@
 """Runs of attention, the bridge block that leads into each, and the layers of which a run is made.
 
-A *run* goes from the first to the last attention between which no strided convolution, pooling or Resize changes the
-number of positions: EfficientFormerV2, EfficientViT and TinyViT have one per stage with attention, LeViT and Swin, which
-merge tokens without convolutions, have one altogether. Its *bridge* holds the last convolution(s) before it, what
-flattens, transposes or normalizes, and the first linear operators (a fused or three separate projections, matrix products
-or 1x1 convolutions) on every path into the first attention.
+A *run* goes from the first to the last attention between which no strided convolution, pooling or Resize changes
+the number of positions: EfficientFormerV2, EfficientViT and TinyViT have one per stage with attention, LeViT and
+Swin, which merge tokens without convolutions, have one altogether. Its *bridge* holds the last convolution(s) before
+it, what flattens, transposes or normalizes, and the first linear operators (a fused or three separate projections,
+matrix products or 1x1 convolutions) on every path into the first attention.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .atoms import NORMS, Atom
-from .attention import LAYOUT, Core, is_dynamic_product
-from .domain import CONVS, MATMULS
+from .attention import LAYOUT, Core, is_linear
 from .flow import Flow
 
 FEED_FORWARD_LINEARS = 2
@@ -104,18 +103,13 @@ def first_projections(flow: Flow, core: Core, lo: int) -> list[int]:
         if name in seen or made < lo:
             continue
         seen.add(name)
-        if _is_linear(flow, made):
+        if is_linear(flow, made):
             nearest.add(made)
         elif made not in core.members:
             pending.extend(flow.inputs(made))
     if not nearest:
         return [core.first]
     return [place for place in nearest if not nearest & (flow.ancestors([place], lo) - {place})]
-
-
-def _is_linear(flow: Flow, position: int) -> bool:
-    op = flow.nodes[position].op
-    return op in CONVS or op == "Gemm" or (op in MATMULS and not is_dynamic_product(flow, position))
 
 
 def _bias(flow: Flow, position: int) -> list[int]:

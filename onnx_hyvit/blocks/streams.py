@@ -7,10 +7,9 @@ the rest, which works on the tokens, a transformer block.
 
 from __future__ import annotations
 
-from .attention import LAYOUT, Core, crosses
+from .attention import LAYOUT, Core, crosses, is_linear
 from .domain import Domain
 from .flow import Flow
-from .runs import _is_linear
 
 Piece = tuple[str, list[int]]
 
@@ -50,7 +49,7 @@ def _cross_region(flow: Flow, core: Core, positions: range) -> set[int]:
             break
         follower = consumers[0]
         joins = len(flow.inputs(follower)) > 1
-        if not (flow.nodes[follower].op in LAYOUT | {"Add", "Mul"} or _is_linear(flow, follower)):
+        if not (flow.nodes[follower].op in LAYOUT | {"Add", "Mul"} or is_linear(flow, follower)):
             break
         if joins and flow.nodes[follower].op != "Add":
             break
@@ -62,7 +61,7 @@ def _cross_region(flow: Flow, core: Core, positions: range) -> set[int]:
         consumers = flow.consumers(position)
         private = bool(consumers) and all(reader in region and reader != place for reader in consumers)
         carries = flow.nodes[position].op in LAYOUT | {"Mul", "Add", "Div"} and len(flow.inputs(position)) == 1
-        if private and (carries or (_is_linear(flow, position) and flow.nodes[position].op != "Conv")):
+        if private and (carries or (is_linear(flow, position) and flow.nodes[position].op != "Conv")):
             region.add(position)
     return region
 
@@ -90,7 +89,7 @@ def _between_bridges(flow: Flow, members: list[int], cores: tuple[Core, ...]) ->
             spatial.add(position)
     tokens = [position for position in members if position not in spatial]
     attends = any(core.first in tokens for core in cores)
-    worthwhile = attends or any(_is_linear(flow, position) for position in tokens)
+    worthwhile = attends or any(is_linear(flow, position) for position in tokens)
     pieces: list[Piece] = []
     if tokens and (worthwhile or not spatial):
         pieces.append(("transformer" if worthwhile else "conv", tokens))

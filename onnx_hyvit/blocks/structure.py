@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..graph.recognise import Activation, Attention, Norm
 
@@ -58,7 +60,17 @@ class Unrecognised:
 
 @dataclass(frozen=True)
 class Structure:
-    """Everything ``find_structure`` finds; ``blocks`` partition all nodes of the main graph, in topological order."""
+    """Everything ``find_structure`` finds.
+
+    Args:
+        blocks: They partition all nodes of the main graph, in topological order.
+        norms: Normalizations.
+        activations: Activation functions.
+        attentions: Attentions.
+        transitions: Ways into and out of the token domain.
+        unrecognised: Near-misses.
+        shapes: Observed shapes of the inputs and outputs of all blocks.
+    """
 
     blocks: tuple[Block, ...]
     norms: tuple[Norm, ...] = ()
@@ -66,7 +78,25 @@ class Structure:
     attentions: tuple[Attention, ...] = ()
     transitions: tuple[Transition, ...] = ()
     unrecognised: tuple[Unrecognised, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def blocks_of_kind(self, kind: str) -> tuple[Block, ...]:
         """The blocks of one kind, in order."""
         return tuple(block for block in self.blocks if block.kind == kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; inputs and outputs of blocks are ``{"name", "shape"}`` (shape None if unknown)."""
+        plain = {
+            key: [asdict(item) for item in getattr(self, key)]
+            for key in ("norms", "activations", "attentions", "transitions", "unrecognised")
+        }
+        blocks = []
+        for block in self.blocks:
+            values = {**asdict(block), "nodes": list(block.nodes)}
+            for side in ("inputs", "outputs"):
+                values[side] = [{"name": name, "shape": self._shape(name)} for name in values[side]]
+            blocks.append(values)
+        return {"blocks": blocks, **plain}
+
+    def _shape(self, tensor: str) -> list[int] | None:
+        return list(self.shapes[tensor]) if tensor in self.shapes else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .atoms import Atom
+from .attention import is_linear
 from .domain import CONVS, GLOBAL_POOLS, POOLS
 from .flow import Flow
-from .runs import Run, _is_linear
+from .runs import Run
 from .structure import Transition
 
 
@@ -44,7 +45,7 @@ def _entry_chain(flow: Flow, run: Run) -> list[int]:
 def _exit_chain(flow: Flow, atoms: list[Atom], run: Run) -> list[int]:
     """From the last linear of the run to the first convolution or pooling behind it; empty when there is none."""
     members = [position for atom in atoms[run.first : run.stop] for position in atom.positions]
-    linears = [position for position in members if _is_linear(flow, position)]
+    linears = [position for position in members if is_linear(flow, position)]
     if not linears:
         return []
     chain = [linears[-1]]
