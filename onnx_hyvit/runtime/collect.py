@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from ..errors import CalibrationError, ConfigError, HyvitError
-from .expose import check_tensors, concrete_shape, expose, tensor_types
+from .expose import check_tensors, concrete_shape, expose, tensor_types, watch_for_nan
 from .session import ModelSource, OptimizationLevel, RuntimeFailure, Session, make_session
 
 Progress = Callable[[int, int, str], None]
@@ -96,10 +96,17 @@ def collect(
 class _Run:
     """One session, and which of its outputs belong to which tensor."""
 
-    def __init__(self, session: Session, fetched: Sequence[str], reduced: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        fetched: Sequence[str],
+        reduced: Mapping[str, tuple[str, str]],
+        watched: Mapping[str, str],
+    ) -> None:
         self.session = session
         self.fetched = fetched
         self.reduced = reduced
+        self.watched = watched
 
 
 def _light_proto(model: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
@@ -138,9 +145,9 @@ def _plan(
     for group in _groups(whole, sizes, max_memory) or [[]]:
         here = reduced if not runs else {}
         exposed, names = expose(proto, group, here, types)
-        if exposed.graph.output:
-            runs.append(_Run(make_session(exposed, optimize=optimize, **options), group, names))
-    return runs or [_Run(make_session(proto, optimize=optimize, **options), [], {})]
+        watched = {} if runs else watch_for_nan(exposed, [value.name for value in proto.graph.output], types)
+        runs.append(_Run(make_session(exposed, optimize=optimize, **options), group, names, watched))
+    return runs
 
 
 def _reductions(
@@ -197,9 +204,12 @@ def _observe(
     with_feeds: bool,
 ) -> None:
     try:
-        found = run.session.run_shared(feeds) if run.session.outputs else {}
+        found = run.session.run_shared(feeds)
     except RuntimeFailure as error:
         raise RuntimeFailure(f"{error}, with {_describe(samples)}") from error
+    for name, total in run.watched.items():
+        if np.isnan(found[total]):
+            raise CalibrationError(f"tensor {name!r} became NaN, with {_describe(samples)}")
     jobs = [(name, found[name]) for name in run.fetched]
     if with_feeds:
         jobs += [(name, feeds[name]) for name in observers if name in feeds]
