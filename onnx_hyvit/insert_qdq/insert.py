@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from ..errors import CalibrationError, ModelError
@@ -40,7 +41,9 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
         ModelError: The opset is below 13, which has no scales per channel.
     """
     if model.opset < MIN_OPSET:
-        raise ModelError(f"{model.path}: opset {model.opset} has no DequantizeLinear per channel; raise it to 17 or more")
+        raise ModelError(
+            f"{model.path}: opset {model.opset} has no scales per channel; raise it to 17"
+        )
     graph = model.graph.copy()
     nodes = {node.name: node for node in graph.nodes}
     tensors = graph.tensors()
@@ -106,7 +109,7 @@ def _insert_pair(
     params: tuple[gs.Constant, gs.Constant],
     qparams: QParams,
     limits: tuple[int, int] | None,
-    docs: dict[str, object],
+    docs: dict[str, onnx.NodeProto],
 ) -> None:
     """Put Q, Clip of the codes when ``limits`` ask for it, and DQ on ``tensor``."""
     on_codes = {*plan.int8_nodes, *plan.carried_nodes}

@@ -1,4 +1,4 @@
-"""From a graph, its shapes and a target to a plan: colour the nodes, then read the quantized tensors off the colours."""
+"""From a graph, its shapes and a target to a plan: colour the nodes, then read the quantized tensors off."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def _named(graph: gs.Graph, colours: Colouring, colour: str) -> tuple[str, ...]:
     return tuple(node.name for node in graph.nodes if colours.of(node) == colour)
 
 
-def _activations(
-    graph: gs.Graph, colours: Colouring, spec: QuantSpec
-) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+def _activations(graph: gs.Graph, colours: Colouring, spec: QuantSpec) -> tuple[dict[str, QuantSpec], dict[str, str]]:
     """Quantized tensors in graph order, and which share another's scale."""
     activations: dict[str, QuantSpec] = {}
     tied: dict[str, str] = {}

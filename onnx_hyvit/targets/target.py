@@ -119,7 +119,12 @@ class Target:
         _one_of("matmul_output", self.matmul_output, MATMUL_OUTPUTS)
         if self.weight.dtype == "int8" and self.weight.scheme != "symmetric":
             raise TargetError("int8 weights must be symmetric: no kernel takes a weight zero point per channel")
-        groups = {"int8": set(self.int8), "glue": set(self.glue), "carried": set(self.carried), "float": set(self.float)}
+        groups = {
+            "int8": set(self.int8),
+            "glue": set(self.glue),
+            "carried": set(self.carried),
+            "float": set(self.float),
+        }
         seen: dict[str, str] = {}
         for group, ops in groups.items():
             for op in sorted(ops):
