@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..graph.recognise import Attention
@@ -59,13 +59,12 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[Unrecognised]]:
     """All attention cores in graph order, and what nearly was one."""
     cores = [_fused(flow, position) for position, node in enumerate(flow.nodes) if node.op in FUSED]
     misses: list[tuple[int, Unrecognised]] = []
-    for position, node in enumerate(flow.nodes):
-        if node.op == "Softmax":
-            found = _around_softmax(flow, position)
-            if isinstance(found, Core):
-                cores.append(found)
-            elif found is not None:
-                misses.append((position, found))
+    for first, last in _softmaxes(flow):
+        found = _around_softmax(flow, first, last)
+        if isinstance(found, Core):
+            cores.append(found)
+        elif found is not None:
+            misses.append((last, found))
     used = {place for core in cores for place in (core.first, core.last)}
     cores += _linear_cores(flow, used)
     covered = {place for core in cores for place in core.members}
@@ -103,8 +102,34 @@ def _fused(flow: Flow, position: int) -> Core:
     )
 
 
-def _around_softmax(flow: Flow, softmax: int) -> Core | Unrecognised | None:
-    before = _backward_to_product(flow, softmax)
+def _softmaxes(flow: Flow) -> Iterator[tuple[int, int]]:
+    """First and last position of every Softmax: the operator, or ``exp(x)`` by its sum, or less the sum's logarithm."""
+    for position, node in enumerate(flow.nodes):
+        if node.op == "Softmax":
+            yield position, position
+        elif node.op == "Exp":
+            shares = [place for place in flow.consumers(position) if flow.nodes[place].op in ("Div", "Mul")]
+            sums = [place for place in flow.consumers(position) if flow.nodes[place].op == "ReduceSum"]
+            for share in shares[:1]:
+                if sums and flow.ancestors([share], position) >= {position, sums[0]}:
+                    yield position, share
+            if not shares or not sums:
+                yield from ((minus, position) for minus in _minus_log_sum(flow, position))
+
+
+def _minus_log_sum(flow: Flow, exponential: int) -> list[int]:
+    """Position of the subtraction in ``exp(x - log(sum(exp(x))))``, which Keras writes for softmax over two axes."""
+    for minus in flow.producers(exponential):
+        offset = flow.made_at.get(flow.inputs(minus)[-1], -1)
+        if flow.nodes[minus].op == "Sub" and offset >= 0:
+            behind = [flow.nodes[place].op for place in [offset, *flow.producers(offset)]]
+            if "Log" in behind:
+                return [minus]
+    return []
+
+
+def _around_softmax(flow: Flow, first: int, softmax: int) -> Core | Unrecognised | None:
+    before = _backward_to_product(flow, first)
     after, passed = _forward_until_product(flow, softmax)
     node = flow.nodes[softmax]
     probabilities = flow.outputs(softmax)[0]

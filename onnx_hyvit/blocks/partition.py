@@ -112,12 +112,12 @@ def _conv_ranges(flow: Flow, atoms: list[Atom], start: int, stop: int) -> list[t
     begin, convs, sealed = start, 0, False
     for index in range(start, stop):
         atom = atoms[index]
-        works = bool(atom.linears) or atom.residual
+        works = bool(atom.linears)
         if works and begin < index and (sealed or (convs and (atom.residual or _narrow(flow, atoms, index, convs)))):
             ranges.append((begin, index))
             begin, convs, sealed = index, 0, False
         convs += len(atom.linears)
-        sealed |= atom.residual
+        sealed |= atom.residual and works
     if begin < stop:
         ranges.append((begin, stop))
     idle = ranges and not any(atom.linears or atom.residual for atom in atoms[ranges[-1][0] : ranges[-1][1]])

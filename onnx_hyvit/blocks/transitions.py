@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from .atoms import Atom
 from .attention import is_linear
 from .domain import CONVS, GLOBAL_POOLS, POOLS
@@ -31,15 +33,21 @@ def find_transitions(flow: Flow, atoms: list[Atom], runs: list[Run], bridges: di
 
 
 def _entry_chain(flow: Flow, run: Run) -> list[int]:
-    """Back from the first projection along the largest input, to the nearest convolution."""
-    chain = [run.projections[0]]
-    while True:
-        inputs = [name for name in flow.inputs(chain[-1]) if name in flow.made_at]
-        if not inputs:
-            return chain[::-1]
-        chain.append(flow.made_at[max(inputs, key=flow.size)])
-        if flow.nodes[chain[-1]].op in CONVS or chain[-1] not in run.bridge:
-            return chain[::-1]
+    """Shortest way back from the first projection to a convolution of the bridge (or to where the bridge begins)."""
+    reader: dict[int, int] = {}
+    pending, position = deque([run.projections[0]]), run.projections[0]
+    while pending:
+        position = pending.popleft()
+        if position != run.projections[0] and flow.nodes[position].op in CONVS:
+            break
+        for source in flow.producers(position):
+            if source in run.bridge and source not in reader:
+                reader[source] = position
+                pending.append(source)
+    chain = [position]
+    while chain[-1] != run.projections[0]:
+        chain.append(reader[chain[-1]])
+    return chain
 
 
 def _exit_chain(flow: Flow, atoms: list[Atom], run: Run) -> list[int]:
@@ -55,5 +63,5 @@ def _exit_chain(flow: Flow, atoms: list[Atom], run: Run) -> list[int]:
             return []
         chain.append(min(consumers))
         op = flow.nodes[chain[-1]].op
-        if op in CONVS | POOLS | GLOBAL_POOLS or op == "ReduceMean":
+        if op in CONVS | POOLS | GLOBAL_POOLS:
             return chain
