@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import onnx
 
 from ..errors import ModelError
-from . import activations, elementwise, linear, norms, reductions, resize, shape_ops  # noqa: F401  (register rules)
+from . import (  # noqa: F401  (register their rules)
+    activations,
+    attention,
+    elementwise,
+    linear,
+    norms,
+    reductions,
+    resize,
+    shape_ops,
+)
 from .loss import LossSpec, emit_seeds
 from .registry import ZERO_GRADIENT, NoRule, read_node, rule_of
 from .tape import Tape

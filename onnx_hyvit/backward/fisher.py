@@ -85,8 +85,8 @@ def fisher_weights(
 ) -> FisherWeights:
     """Mean squared gradient of the sampled loss at each target.
 
-    ``E[g g^T] = J^T F J`` (see ``loss``). A model with one class distribution of at most ``draws`` classes is summed
-    over its classes exactly. Gradients are squared and added as they come: memory is one run and one array per target.
+    ``E[g g^T] = J^T F J`` (see ``loss``). A model with one class distribution of at most ``2 draws`` classes is
+    summed over its classes exactly. Gradients are squared and added as they come: memory is one run and one array per target.
 
     Args:
         proto: Float model, opset 13 or higher.
@@ -114,7 +114,7 @@ def fisher_weights(
     runs = list(_runs(batches, batch))
     if not runs:
         raise CalibrationError(f"no samples to weight the errors with (a run takes {batch})")
-    exact = loss.classes is not None and loss.classes <= draws
+    exact = loss.classes is not None and loss.classes <= 2 * draws
     sums: dict[str, np.ndarray] = {}
     blocked: dict[str, str] = {}
     for start in range(0, len(targets), max_targets):

@@ -4,7 +4,8 @@ With seeds ``s`` such that ``E[s s^T] = F``, the gradient ``g = J^T s`` at any t
 Gauss-Newton Hessian of the loss at that tensor:
 
 - softmax: ``s = onehot(y) - p`` with ``y ~ p`` gives ``F = diag(p) - p p^T``, the Fisher information; the label is drawn
-  in the graph as ``argmax(logits + gumbel)``, so that forward and backward are one run.
+  in the graph as ``argmax(logits + gumbel)``, so that forward and backward are one run. A model with one class
+  distribution draws from a flatter distribution q and weights by p / q, or runs all classes: see ``LossSpec.classes``.
 - bernoulli: ``s = [u < p] - p`` gives ``F = diag(p (1 - p))``.
 - embedding: ``s = N^T r``, ``r = +-1``, N the Jacobian of ``y / |y|``: squared error of the direction (cosine).
 - regression: ``s = r / (rms(y) sqrt(n))``: squared error relative to the output's size.
@@ -98,7 +99,7 @@ class LossSpec:
         """Values of the noise inputs for one random draw."""
         feeds = {head.noise: head.draw(rng) for head in self.heads}
         if self.classes is not None:
-            feeds[EXACT_INPUT] = np.float32(0)
+            feeds[EXACT_INPUT] = np.zeros((), np.float32)
         return feeds
 
     def enumerate_class(self, index: int) -> dict[str, np.ndarray]:
@@ -106,7 +107,7 @@ class LossSpec:
         head = self.heads[0]
         noise = np.zeros(head.shape, np.float32)
         np.moveaxis(noise, head.axis, -1)[..., index] = _CERTAIN
-        return {head.noise: noise, EXACT_INPUT: np.float32(1)}
+        return {head.noise: noise, EXACT_INPUT: np.ones((), np.float32)}
 
 
 def linear_loss(shapes: Mapping[str, tuple[int, ...]]) -> LossSpec:
@@ -140,17 +141,35 @@ def emit_seeds(tape: Tape, loss: LossSpec) -> dict[str, str]:
 
 def _softmax_seed(tape: Tape, head: Head, noise: str, exact: str | None) -> str:
     p = tape.op("Softmax", head.tensor, axis=head.axis)
-    noisy = tape.op("Add", head.tensor, noise)
-    top = tape.reduce("ReduceMax", noisy, [head.axis])
-    label = tape.cast(tape.op("Equal", noisy, top), tape.dtype(head.tensor))
-    seed = tape.op("Sub", label, p)
-    if exact is None:
-        return seed
-    classes = float(head.shape[head.axis])
+    if exact is None:  # seeds of several positions must have mean zero: plain sampling
+        return tape.op("Sub", _draw_label(tape, head, head.tensor, noise), p)
+    scores = _sampling_scores(tape, head, p)
+    label = _draw_label(tape, head, scores, noise)
     chance = tape.reduce("ReduceSum", tape.op("Mul", label, p), [head.axis])
-    weight = tape.op("Sqrt", tape.op("Mul", chance, classes))
+    q = tape.op("Softmax", scores, axis=head.axis)
+    drawn = tape.reduce("ReduceSum", tape.op("Mul", label, q), [head.axis])
     flag = tape.op("Greater", tape.op("Identity", exact), 0.5)
-    return tape.op("Mul", seed, tape.op("Where", flag, weight, 1.0))
+    share = tape.op("Where", flag, tape.op("Mul", chance, float(head.shape[head.axis])), tape.op("Div", chance, drawn))
+    return tape.op("Mul", tape.op("Sub", label, p), tape.op("Sqrt", share))
+
+
+def _sampling_scores(tape: Tape, head: Head, p: str) -> str:
+    """Logits of ``q_c ~ p_c |e_c - p|``, ``|e_c - p|^2 = 1 - 2 p_c + sum p^2``.
+
+    A confident model almost always draws its own class, whose seed is almost zero. Labels from q, weighted by p / q,
+    have the same expectation and far less variance.
+    """
+    total = tape.reduce("ReduceSum", tape.op("Mul", p, p), [head.axis])
+    distance = tape.op("Add", tape.op("Sub", total, tape.op("Mul", p, 2.0)), 1.0)
+    floor = tape.op("Max", distance, 1e-6)
+    return tape.op("Add", head.tensor, tape.op("Mul", tape.op("Log", floor), 0.5))
+
+
+def _draw_label(tape: Tape, head: Head, scores: str, noise: str) -> str:
+    """One-hot of ``argmax(scores + noise)``."""
+    noisy = tape.op("Add", scores, noise)
+    top = tape.reduce("ReduceMax", noisy, [head.axis])
+    return tape.cast(tape.op("Equal", noisy, top), tape.dtype(head.tensor))
 
 
 def _embedding_seed(tape: Tape, head: Head, noise: str) -> str:

@@ -206,6 +206,15 @@ SHAPES = [
     Case("SpaceToDepth", [(1, 2, 4, 6)], {"blocksize": 2}),
 ]
 
+ATTENTION = [
+    Case("Attention", [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 3)], opset=23),
+    Case("Attention", [(2, 3, 8), (2, 4, 8), (2, 4, 6)], {"q_num_heads": 2, "kv_num_heads": 2}, opset=23),
+    Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), _w(3, 3)], {"scale": 0.3}, opset=23),
+    Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), np.eye(3, dtype=bool)[::-1] | np.eye(3, dtype=bool)],
+         opset=23),
+    Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)], {"is_causal": 1}, opset=23),
+]
+
 _SCALES = np.asarray([1, 1, 2, 1.5], np.float32)
 _DOWN = np.asarray([1, 1, 0.5, 0.6], np.float32)
 _COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric")
@@ -224,4 +233,4 @@ RESIZE = [
     Case("Resize", [(1, 1, 8, 6), None, None, _i(1, 1, 3, 4)], {"mode": "cubic", "antialias": 1}),
 ]  # fmt: skip
 
-CASES = CONV + MATMUL + ELEMENTWISE + ACTIVATIONS + NORMS + REDUCTIONS + SHAPES + RESIZE
+CASES = CONV + MATMUL + ELEMENTWISE + ACTIVATIONS + NORMS + REDUCTIONS + SHAPES + ATTENTION + RESIZE
