@@ -57,8 +57,12 @@ def make_one(module: Any, architecture: Architecture, export: Export, out: Path)
     except Exception as error:
         path.unlink(missing_ok=True)
         return False, {
-            "file": path.name, "family": architecture.family, "architecture": architecture.name,
-            "exporter": export.kind, "requested_opset": export.opset, "dynamic_batch": export.dynamic,
+            "file": path.name,
+            "family": architecture.family,
+            "architecture": architecture.name,
+            "exporter": export.kind,
+            "requested_opset": export.opset,
+            "dynamic_batch": export.dynamic,
             "reason": record.one_line(error),
         }
 
@@ -86,9 +90,9 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.framework == "edge":
-        from corpus import edge_cases
+        from corpus import edge_export
 
-        edge_cases.make_all(arguments.out)
+        edge_export.make_all(arguments.out)
     else:
         make_models(arguments.framework, arguments)
 

@@ -1,9 +1,9 @@
 """A small Mobile-Former, written from the paper (Chen et al., arXiv 2108.05895).
 
-A convolutional stream X (Mobile, B x C x H x W) and a few tokens Z (Former, B x M x d) run side by side. Each block
-has four parts: Mobile -> Former cross attention, the Former (attention and feed-forward), the Mobile (an inverted
-bottleneck whose dynamic ReLUs are steered by the first token) and Former -> Mobile cross attention. The cross
-attentions have no projections on the Mobile side (section 3.2 of the paper).
+A convolutional stream X (Mobile, B x C x H x W) and a few tokens Z (Former, B x M x d) run side by side. Each
+block has four parts: Mobile -> Former cross attention, the Former (attention and feed-forward), the Mobile (an
+inverted bottleneck whose dynamic ReLUs are steered by the first token) and Former -> Mobile cross attention. The
+cross attentions have no projections on the Mobile side.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class MobileToFormer(nn.Module):
     def __init__(self, dim: int, channels: int, heads: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, (channels // heads) ** -0.5
-        self.query, self.output, self.norm = nn.Linear(dim, channels), nn.Linear(channels, dim), nn.LayerNorm(dim)
+        self.query, self.output = nn.Linear(dim, channels), nn.Linear(channels, dim)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """Returns the new tokens (B, M, d)."""
@@ -53,6 +54,8 @@ class MobileToFormer(nn.Module):
 class Former(nn.Module):
     """Transformer block on the tokens, norm after the residual sum."""
 
+    eager_attention = False
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
@@ -61,7 +64,7 @@ class Former(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Returns the new tokens (B, M, d)."""
-        z = self.norm1(z + self.attention(z, z, z, need_weights=False)[0])
+        z = self.norm1(z + self.attention(z, z, z, need_weights=self.eager_attention)[0])
         return self.norm2(z + self.mlp(z))
 
 

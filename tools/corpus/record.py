@@ -7,6 +7,7 @@ environment has anyway.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import re
@@ -121,8 +122,13 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 
 
 def write(
-    path: Path, model: onnx.ModelProto, architecture: Architecture, export: Export, version: str,
-    sample: np.ndarray, expected: list[np.ndarray],
+    path: Path,
+    model: onnx.ModelProto,
+    architecture: Architecture,
+    export: Export,
+    version: str,
+    sample: np.ndarray,
+    expected: list[np.ndarray],
 ) -> dict[str, Any]:
     """Cleans, checks and writes one file.
 
@@ -204,14 +210,17 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 def merge_index(path: Path, section: str, records: list[dict[str, Any]], failures: list[dict[str, Any]]) -> None:
     """Puts `records` and `failures` into the index file, replacing those of the same file."""
-    index: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": 1}
-    done = {record["file"] for record in [*records, *failures]}
-    for name, new in ((section, records), ("failures", failures)):
-        kept = [record for record in index.get(name, []) if record["file"] not in done]
-        index[name] = sorted([*kept, *new], key=lambda record: record["file"])
-    for name in ("models", "edge", "failures"):
-        index.setdefault(name, [])
-    path.write_text(json.dumps(index, indent=1) + "\n")
+    with open(path, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # frameworks may run side by side
+        file.seek(0)
+        index: dict[str, Any] = json.loads(file.read() or '{"schema": 1}')
+        done = {record["file"] for record in [*records, *failures]}
+        for name in ("models", "edge", "failures"):
+            new = records if name == section else failures if name == "failures" else []
+            kept = [record for record in index.get(name, []) if record["file"] not in done]
+            index[name] = sorted([*kept, *new], key=lambda record: record["file"])
+        file.truncate(0)
+        file.write(json.dumps(index, indent=1) + "\n")
 
 
 def one_line(error: BaseException) -> str:

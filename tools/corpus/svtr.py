@@ -1,12 +1,14 @@
 """Two small text recognisers after SVTR (Du et al., arXiv 2205.00159).
 
-`svtr_neck` is the form in which text recognition is deployed most: a depthwise-separable backbone that keeps the
-width, a neck that turns the last map into a row of tokens, mixes them and goes back to a map, and a CTC head with
-softmax. `svtr_stages` is the paper's own form: overlapping convolutional patch embedding, three stages of local
-(masked) or global mixing blocks, and convolutions which merge the height between them.
+`svtr_neck` is the form in which text recognition is deployed most: a depthwise-separable backbone that keeps
+the width, a neck that turns the last map into a row of tokens, mixes them and goes back to a map, and a CTC head
+with softmax. `svtr_stages` is the paper's own form: overlapping convolutional patch embedding, three stages of
+local (masked) or global mixing blocks, and convolutions which merge the height between them.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import nn
@@ -17,8 +19,14 @@ from .timm_models import BRIEF, FULL, seeded
 CLASSES = 37
 
 
-def conv_norm(cin: int, cout: int, kernel: tuple[int, int], act: type[nn.Module], stride: tuple[int, int] = (1, 1),
-              groups: int = 1) -> nn.Sequential:
+def conv_norm(
+    cin: int,
+    cout: int,
+    kernel: tuple[int, int],
+    act: type[nn.Module],
+    stride: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> nn.Sequential:
     """Convolution with same padding, batch norm and activation."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     conv = nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups, bias=False)
@@ -26,7 +34,7 @@ def conv_norm(cin: int, cout: int, kernel: tuple[int, int], act: type[nn.Module]
 
 
 class Mixing(nn.Module):
-    """Self-attention over (B, N, C) tokens; `window` limits it to a neighbourhood in a (height, width) grid."""
+    """Self-attention over (B, N, C) tokens; `window` limits it to a neighbourhood in `grid` (height, width)."""
 
     def __init__(self, dim: int, heads: int, grid: tuple[int, int] | None, window: tuple[int, int] | None) -> None:
         super().__init__()
@@ -57,8 +65,9 @@ def _local_mask(grid: tuple[int, int], window: tuple[int, int]) -> torch.Tensor:
 class MixingBlock(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, dim: int, act: type[nn.Module], grid: tuple[int, int] | None = None,
-                 window: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, dim: int, act: type[nn.Module], grid: tuple[int, int] | None = None, window: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.mixer = Mixing(dim, 4, grid, window)
@@ -109,7 +118,7 @@ class SvtrStages(nn.Module):
         for stage, (grid, dim) in enumerate(zip(self.grids, dims, strict=True)):
             local = MixingBlock(dim, nn.GELU, grid, (5, 5)) if stage < 2 else MixingBlock(dim, nn.GELU)
             self.stages.append(nn.Sequential(local, MixingBlock(dim, nn.GELU)))
-        merges = [nn.Conv2d(cin, cout, 3, (2, 1), 1) for cin, cout in zip(dims[:-1], dims[1:], strict=True)]
+        merges = [nn.Conv2d(cin, cout, 3, (2, 1), 1) for cin, cout in itertools.pairwise(dims)]
         self.merges = nn.ModuleList(merges)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims[1:])
         self.last = nn.Sequential(nn.Linear(24, 24), nn.Hardswish())
@@ -131,9 +140,25 @@ def architectures() -> list[Architecture]:
     """Both recognisers, for the PyTorch exporters."""
     neck, stages = (1, 3, 48, 160), (1, 3, 32, 32)
     return [
-        Architecture("svtr_neck", "svtr", seeded("svtr_neck", neck, SvtrNeck), neck, 1, 2,
-                     "the neck's 1x1 conv, flatten, first qkv; the softmax of the CTC head is no attention", FULL,
-                     dynamic_width=True),
-        Architecture("svtr_stages", "svtr", seeded("svtr_stages", stages, SvtrStages), stages, 3, 6,
-                     "patch embedding and one after each merging convolution (stages 2, 3)", BRIEF),
+        Architecture(
+            "svtr_neck",
+            "svtr",
+            seeded("svtr_neck", neck, SvtrNeck),
+            neck,
+            1,
+            2,
+            "the neck's 1x1 conv, flatten, first qkv; the softmax of the CTC head is no attention",
+            FULL,
+            dynamic_width=True,
+        ),
+        Architecture(
+            "svtr_stages",
+            "svtr",
+            seeded("svtr_stages", stages, SvtrStages),
+            stages,
+            3,
+            6,
+            "patch embedding and one after each merging convolution (stages 2, 3)",
+            BRIEF,
+        ),
     ]

@@ -23,7 +23,7 @@ def seeded(name: str, shape: tuple[int, ...], make: Callable[[], nn.Module]) -> 
 
 
 def _mobilevit(kind: str) -> nn.Module:
-    from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     def inverted(c: int, s: int) -> ByoBlockCfg:
         options = {"bottle_in": True, "linear_out": True}
@@ -37,8 +37,15 @@ def _mobilevit(kind: str) -> nn.Module:
         return inverted(c, 2), ByoBlockCfg(type=kind, d=1, c=c, s=1, block_kwargs=options, **extra)
 
     blocks = (inverted(8, 1), inverted(8, 2), hybrid(8, 12, 2), hybrid(12, 16, 2), hybrid(12, 16, 1))
-    config = ByoModelCfg(blocks=blocks, stem_chs=8, stem_type="3x3", stem_pool="", downsample="", act_layer="silu",
-                         num_features=32 if kind == "mobilevit" else 0)
+    config = ByoModelCfg(
+        blocks=blocks,
+        stem_chs=8,
+        stem_type="3x3",
+        stem_pool="",
+        downsample="",
+        act_layer="silu",
+        num_features=32 if kind == "mobilevit" else 0,
+    )
     return ByobNet(config, num_classes=10)
 
 
@@ -63,29 +70,49 @@ def _edgenext() -> nn.Module:
 def _efficientvit_mit() -> nn.Module:
     from timm.models.efficientvit_mit import EfficientVit
 
-    return EfficientVit(widths=(4, 8, 8, 16, 16), depths=(1, 2, 1, 2, 1), head_dim=8, head_widths=(32, 48),
-                        num_classes=10)
+    return EfficientVit(
+        widths=(4, 8, 8, 16, 16), depths=(1, 2, 1, 2, 1), head_dim=8, head_widths=(32, 48), num_classes=10
+    )
 
 
 def _efficientvit_msra() -> nn.Module:
     from timm.models.efficientvit_msra import EfficientVitMsra
 
-    return EfficientVitMsra(img_size=128, num_classes=10, embed_dim=(8, 12, 16), key_dim=(8, 8, 8), depth=(1, 1, 1),
-                            num_heads=(2, 2, 2), window_size=(4, 4, 4))
+    return EfficientVitMsra(
+        img_size=128,
+        num_classes=10,
+        embed_dim=(8, 12, 16),
+        key_dim=(8, 8, 8),
+        depth=(1, 1, 1),
+        num_heads=(2, 2, 2),
+        window_size=(4, 4, 4),
+    )
 
 
 def _tiny_vit() -> nn.Module:
     from timm.models.tiny_vit import TinyVit
 
-    return TinyVit(embed_dims=(8, 12, 16, 24), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 3), window_sizes=(4, 4, 8, 4),
-                   num_classes=10)
+    return TinyVit(
+        embed_dims=(8, 12, 16, 24),
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 2, 3),
+        window_sizes=(4, 4, 8, 4),
+        num_classes=10,
+    )
 
 
 def _levit(use_conv: bool = False) -> nn.Module:
     from timm.models.levit import LevitDistilled
 
-    return LevitDistilled(img_size=128, num_classes=10, embed_dim=(16, 16, 24), key_dim=8, depth=(2, 1, 1),
-                          num_heads=(2, 2, 3), use_conv=use_conv)
+    return LevitDistilled(
+        img_size=128,
+        num_classes=10,
+        embed_dim=(16, 16, 24),
+        key_dim=8,
+        depth=(2, 1, 1),
+        num_heads=(2, 2, 3),
+        use_conv=use_conv,
+    )
 
 
 def _fastvit(attention: bool) -> nn.Module:
@@ -96,8 +123,14 @@ def _fastvit(attention: bool) -> nn.Module:
         return FastVit(layers=(1, 1, 2, 1), embed_dims=(8, 16, 16, 32), mlp_ratios=(3,) * 4, num_classes=10)
     position = partial(RepConditionalPosEnc, spatial_shape=(7, 7))
     mixers = ("repmixer", "repmixer", "repmixer", "attention")
-    model = FastVit(layers=(1, 1, 1, 2), embed_dims=(8, 8, 16, 32), mlp_ratios=(2,) * 4, num_classes=10,
-                    pos_embs=(None, None, None, position), token_mixers=mixers)
+    model = FastVit(
+        layers=(1, 1, 1, 2),
+        embed_dims=(8, 8, 16, 32),
+        mlp_ratios=(2,) * 4,
+        num_classes=10,
+        pos_embs=(None, None, None, position),
+        token_mixers=mixers,
+    )
     return reparameterize_model(model)
 
 
@@ -110,15 +143,27 @@ def _deit() -> nn.Module:
 def _vit_qk_norm() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(img_size=64, patch_size=16, embed_dim=24, depth=2, num_heads=3, num_classes=10,
-                             qk_norm=True, init_values=0.1, reg_tokens=2, class_token=False, global_pool="avg")
+    return VisionTransformer(
+        img_size=64,
+        patch_size=16,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        num_classes=10,
+        qk_norm=True,
+        init_values=0.1,
+        reg_tokens=2,
+        class_token=False,
+        global_pool="avg",
+    )
 
 
 def _swin() -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
 
-    return SwinTransformer(img_size=64, patch_size=4, embed_dim=8, depths=(2, 2), num_heads=(1, 2),
-                           window_size=4, num_classes=10)
+    return SwinTransformer(
+        img_size=64, patch_size=4, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=10
+    )
 
 
 def _mobilenet(version: int) -> nn.Module:
@@ -129,13 +174,24 @@ def _mobilenet(version: int) -> nn.Module:
 
     if version == 2:
         rows = [["ds_r1_k3_s1_c8"], ["ir_r2_k3_s2_e6_c8"], ["ir_r2_k3_s2_e6_c12"], ["ir_r1_k3_s2_e6_c16"]]
-        return EfficientNet(block_args=decode_arch_def(rows), num_features=64, stem_size=8, act_layer=nn.ReLU6,
-                            num_classes=10)
-    rows = [["ds_r1_k3_s2_e1_c8_se0.25_nre"], ["ir_r2_k3_s2_e4_c8_nre"], ["ir_r2_k5_s2_e4_c16_se0.25"],
-            ["cn_r1_k1_s1_c48"]]
+        return EfficientNet(
+            block_args=decode_arch_def(rows), num_features=64, stem_size=8, act_layer=nn.ReLU6, num_classes=10
+        )
+    rows = [
+        ["ds_r1_k3_s2_e1_c8_se0.25_nre"],
+        ["ir_r2_k3_s2_e4_c8_nre"],
+        ["ir_r2_k5_s2_e4_c16_se0.25"],
+        ["cn_r1_k1_s1_c48"],
+    ]
     squeeze = partial(SqueezeExcite, gate_layer="hard_sigmoid")
-    return MobileNetV3(block_args=decode_arch_def(rows), num_features=64, stem_size=8, act_layer=nn.Hardswish,
-                       se_layer=squeeze, num_classes=10)
+    return MobileNetV3(
+        block_args=decode_arch_def(rows),
+        num_features=64,
+        stem_size=8,
+        act_layer=nn.Hardswish,
+        se_layer=squeeze,
+        num_classes=10,
+    )
 
 
 def _resnet() -> nn.Module:
@@ -151,7 +207,7 @@ def _convnext() -> nn.Module:
 
 
 def _repvgg() -> nn.Module:
-    from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     blocks = tuple(ByoBlockCfg(type="rep", d=d, c=c, s=2) for d, c in ((2, 8), (2, 12), (1, 16)))
     return ByobNet(ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=8), num_classes=10)
@@ -162,8 +218,13 @@ def _maxxvit(kind: str) -> nn.Module:
 
     depths = (1, 1, 2, 1) if kind == "coatnet" else (1, 1, 1, 1)
     types = ("C", "C", "T", "T") if kind == "coatnet" else ("M",) * 4
-    config = MaxxVitCfg(embed_dim=(8, 8, 16, 16), depths=depths, block_type=types, stem_width=8,
-                        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, expand_ratio=2.0))
+    config = MaxxVitCfg(
+        embed_dim=(8, 8, 16, 16),
+        depths=depths,
+        block_type=types,
+        stem_width=8,
+        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, expand_ratio=2.0),
+    )
     return MaxxVit(config, img_size=128, num_classes=10)
 
 
@@ -171,19 +232,33 @@ def _metaformer(kind: str) -> nn.Module:
     from timm.models import metaformer as mf
 
     if kind == "poolformer":
-        return mf.MetaFormer(depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), downsample_norm=None, mlp_act=nn.GELU,
-                             mlp_bias=True, norm_layers=mf.GroupNorm1, layer_scale_init_values=1e-5,
-                             res_scale_init_values=None, use_mlp_head=False, num_classes=10)
-    return mf.MetaFormer(depths=(1, 1, 2, 1), dims=(8, 8, 32, 32), num_classes=10,
-                         token_mixers=[mf.SepConv, mf.SepConv, mf.Attention, mf.Attention],
-                         norm_layers=[mf.LayerNorm2dNoBias] * 2 + [mf.LayerNormNoBias] * 2)
+        return mf.MetaFormer(
+            depths=(1, 1, 2, 1),
+            dims=(8, 12, 16, 24),
+            downsample_norm=None,
+            mlp_act=nn.GELU,
+            mlp_bias=True,
+            norm_layers=mf.GroupNorm1,
+            layer_scale_init_values=1e-5,
+            res_scale_init_values=None,
+            use_mlp_head=False,
+            num_classes=10,
+        )
+    return mf.MetaFormer(
+        depths=(1, 1, 2, 1),
+        dims=(8, 8, 32, 32),
+        num_classes=10,
+        token_mixers=[mf.SepConv, mf.SepConv, mf.Attention, mf.Attention],
+        norm_layers=[mf.LayerNorm2dNoBias] * 2 + [mf.LayerNormNoBias] * 2,
+    )
 
 
+# fmt: off
 HYBRID: tuple[tuple[Any, ...], ...] = (
     ("mobilevit_v1", "mobilevit", partial(_mobilevit, "mobilevit"), 128, 3, 5,
      "one per MobileViT block (stages 3, 4, 5): conv_1x1, unfold, first qkv", FULL + EAGER),
     ("mobilevit_v2", "mobilevitv2", partial(_mobilevit, "mobilevit2"), 128, 3, 5,
-     "one per MobileViTv2 block (stages 3, 4, 5); tokens stay (B, C, P, N), attention is linear and made of 1x1 convs",
+     "one per MobileViTv2 block (stages 3, 4, 5); tokens stay (B, C, P, N), linear attention of 1x1 convs",
      FULL),
     ("efficientformer_v1", "efficientformer", _efficientformer, 224, 1, 1,
      "the 4D -> 3D switch (flatten) before the last MetaBlock", FULL),
@@ -194,14 +269,16 @@ HYBRID: tuple[tuple[Any, ...], ...] = (
     ("efficientvit_mit", "efficientvit", _efficientvit_mit, 128, 2, 3,
      "one per stage with LiteMLA (stages 3 and 4); ReLU linear attention without softmax", FULL),
     ("efficientvit_msra", "efficientvit_msra", _efficientvit_msra, 128, 3, 6,
-     "one per stage (3 resolutions joined by convolutions); every head of a cascaded group is an attention of its own",
+     "one per stage (3 resolutions joined by convolutions); every head of a cascaded group counts as an attention",
      BRIEF),
     ("tiny_vit", "tinyvit", _tiny_vit, 128, 3, 4,
      "one per attention stage (2, 3, 4): the patch merging between them is convolutional", FULL),
-    ("levit", "levit", _levit, 128, 1, 6, "after the convolutional stem; attention down-sampling stays in tokens", FULL),
+    ("levit", "levit", _levit, 128, 1, 6,
+     "after the convolutional stem; attention down-sampling stays in tokens", FULL),
     ("levit_conv", "levit", partial(_levit, True), 128, 1, 6,
-     "as levit, but tokens stay NCHW and all linears are 1x1 convs: one run from the first attention on", BRIEF),
-    ("fastvit_sa", "fastvit", partial(_fastvit, True), 128, 1, 2, "stage 4, the only one with attention", FULL),
+     "as levit, but tokens stay NCHW and linears are 1x1 convs: one run from the first attention on", BRIEF),
+    ("fastvit_sa", "fastvit", partial(_fastvit, True), 128, 1, 2,
+     "stage 4, the only one with attention", FULL),
     ("deit", "deit", _deit, 64, 1, 2, "the patch embedding", FULL + EAGER),
     ("swin", "swin", _swin, 64, 1, 4, "the patch embedding; patch merging stays in tokens (NHWC)", FULL),
     ("vit_qk_norm", "vit", _vit_qk_norm, 64, 1, 2, "the patch embedding", BRIEF),
@@ -209,7 +286,8 @@ HYBRID: tuple[tuple[Any, ...], ...] = (
      "one per transformer stage (3 and 4); attention keeps NCHW and 1x1 convs", BRIEF + EAGER[:1]),
     ("maxvit", "maxvit", partial(_maxxvit, "maxvit"), 128, 4, 8,
      "one per stage: each block is MBConv, window attention, grid attention", BRIEF),
-    ("caformer", "metaformer", partial(_metaformer, "caformer"), 128, 2, 3, "one per attention stage (3 and 4)", BRIEF),
+    ("caformer", "metaformer", partial(_metaformer, "caformer"), 128, 2, 3,
+     "one per attention stage (3 and 4)", BRIEF),
 )
 
 CONVOLUTIONAL: tuple[tuple[Any, ...], ...] = (
@@ -221,6 +299,7 @@ CONVOLUTIONAL: tuple[tuple[Any, ...], ...] = (
     ("repvgg", "repvgg", _repvgg, 64, BRIEF),
     ("poolformer", "metaformer", partial(_metaformer, "poolformer"), 64, BRIEF),
 )
+# fmt: on
 
 
 def architectures() -> list[Architecture]:

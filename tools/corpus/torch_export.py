@@ -20,7 +20,7 @@ from .record import Architecture, Export, seeded_input
 EXPORTS = {
     export.label: export
     for export in (
-        Export("torchscript-13", "torchscript", 13, dynamic=True),
+        Export("torchscript-13", "torchscript", 13, dynamic=True, eager=True),  # 13 cannot write fused attention
         Export("torchscript-17", "torchscript", 17, dynamic=False),
         Export("torchscript-20", "torchscript", 20, dynamic=True),
         Export("dynamo-18", "dynamo", 18, dynamic=False),
@@ -28,8 +28,6 @@ EXPORTS = {
         Export("dynamo-23", "dynamo", 23, dynamic=False),
         Export("torchscript-17-eager", "torchscript", 17, dynamic=False, eager=True),
         Export("dynamo-18-eager", "dynamo", 18, dynamic=False, eager=True),
-        Export("torchscript-17-hf", "torchscript", 17, dynamic=False),
-        Export("dynamo-20-hf", "dynamo", 20, dynamic=True),
     )
 }
 
@@ -43,11 +41,15 @@ def export_model(
         The graph, the exporter's version, a sample input and the framework's outputs for it.
     """
     torch.set_num_threads(1)
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator of nn.MultiheadAttention has no ONNX form
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX form
     with _attention(export.eager), torch.no_grad(), _quiet():
         model = architecture.build()
-        sample = seeded_input(architecture.shape)
-        batch = np.concatenate([sample, seeded_input(architecture.shape, seed=8)]) if export.dynamic else sample
+        for module in model.modules():
+            if hasattr(module, "eager_attention"):
+                module.eager_attention = export.eager
+        sample = batch = seeded_input(architecture.shape)
+        if export.dynamic:
+            batch = np.concatenate([sample, seeded_input(architecture.shape, seed=8)])
         write = _dynamo if export.kind == "dynamo" else _torchscript
         graph = write(model, torch.from_numpy(batch), export, architecture.dynamic_width)
         if export.dynamic:  # another batch size (and width) than the one that was traced
@@ -70,8 +72,8 @@ def _torchscript(model: nn.Module, sample: torch.Tensor, export: Export, wide: b
     if export.dynamic:
         axes = {"input": {0: "batch", 3: "width"} if wide else {0: "batch"}}
     buffer = io.BytesIO()
-    torch.onnx.export(model, (sample,), buffer, dynamo=False, opset_version=export.opset, input_names=["input"],
-                      dynamic_axes=axes)
+    names = {"input_names": ["input"], "opset_version": export.opset}
+    torch.onnx.export(model, (sample,), buffer, dynamo=False, dynamic_axes=axes, **names)
     return onnx.load_from_string(buffer.getvalue())
 
 
@@ -82,8 +84,9 @@ def _dynamo(model: nn.Module, sample: torch.Tensor, export: Export, wide: bool) 
         shapes = ({**dim, 3: 8 * torch.export.Dim("octets", min=4, max=128)} if wide else dim,)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, (sample,), path, dynamo=True, opset_version=export.opset, input_names=["input"],
-                          dynamic_shapes=shapes, external_data=False, verbose=False)
+        names = {"input_names": ["input"], "opset_version": export.opset}
+        options = {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
+        torch.onnx.export(model, (sample,), path, dynamo=True, **names, **options)
         return onnx.load(path)
 
 
