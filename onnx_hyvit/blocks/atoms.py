@@ -77,11 +77,13 @@ def _refine(flow: Flow, span: Span, cores: list[Core], domains: dict[str, Domain
     if len(nested) < 2:
         return [span]
     nested[-1] = Span(nested[-1].lo, nested[-1].hi, nested[-1].entry, span.exit, nested[-1].passing)
+    parts = [_refine(flow, piece, cores, domains) for piece in nested]
     if inside:
-        wanted = any(_inside(piece, inside) and _wraps_residual(flow, piece, inside) for piece in nested)
+        attending = [index for index, piece in enumerate(nested) if _inside(piece, inside)]
+        wanted = any(len(parts[index]) > 1 or is_residual(flow, nested[index]) for index in attending)
     else:
         wanted = len(nested) > 3
-    return [part for piece in nested for part in _refine(flow, piece, cores, domains)] if wanted else [span]
+    return [part for refined in parts for part in refined] if wanted else [span]
 
 
 def _long_lived(flow: Flow, span: Span, cores: list[Core]) -> set[str]:
@@ -95,11 +97,6 @@ def _long_lived(flow: Flow, span: Span, cores: list[Core]) -> set[str]:
             if sum(position < core.first and core.last < last for core in cores) > 1:
                 found.add(name)
     return found
-
-
-def _wraps_residual(flow: Flow, span: Span, cores: list[Core]) -> bool:
-    """Whether the span, or a part of it, is attention with a residual connection of its own."""
-    return is_residual(flow, span) or len(_inside(span, cores)) > 1
 
 
 def is_residual(flow: Flow, span: Span) -> bool:

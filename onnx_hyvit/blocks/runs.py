@@ -17,6 +17,7 @@ from .attention import LAYOUT, Core, is_linear
 from .flow import Flow
 
 FEED_FORWARD_LINEARS = 2
+OPENING_CONVS = 4
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,15 @@ def _last_convolution(flow: Flow, atoms: list[Atom], limit: int, first: int) -> 
     """
     for index in range(first - 1, limit - 1, -1):
         if atoms[index].convs:
-            return _spatial_feeder(flow, atoms, limit, index)
+            return _opening(atoms, limit, first, _spatial_feeder(flow, atoms, limit, index))
     return first if limit else 0
+
+
+def _opening(atoms: list[Atom], limit: int, first: int, start: int) -> int:
+    """The beginning of the piece that ``first`` was cut from, when only a few convolutions open it (EdgeNeXt)."""
+    opening = next(index for index in range(limit, first + 1) if atoms[index].parent == atoms[first].parent)
+    convs = sum(len(atom.convs) for atom in atoms[opening:first])
+    return min(start, opening) if convs <= OPENING_CONVS and start >= opening else start
 
 
 def _spatial_feeder(flow: Flow, atoms: list[Atom], limit: int, index: int) -> int:
