@@ -110,8 +110,8 @@ def scale_outputs(graph: gs.Graph, node: gs.Node, scale: np.ndarray, shift: np.n
     node.inputs[1] = new_constant(graph, f"{node.name}_weight", wide.astype(weight.dtype))
     bias = bias_of(node)
     if bias is not None or shift is not None:
-        new = (0.0 if bias is None else bias * scale) + (0.0 if shift is None else shift)
-        set_bias(graph, node, new)
+        total = np.zeros_like(scale) if bias is None else bias * scale
+        set_bias(graph, node, total if shift is None else total + shift)
 
 
 def bias_of(node: gs.Node) -> np.ndarray | None:
@@ -145,9 +145,9 @@ def is_row_bias(node: gs.Node) -> bool:
     return bias is not None and bias.size in (1, channels) and (bias.ndim == 0 or bias.shape[-1] == bias.size)
 
 
-def foldable(node: gs.Node | None) -> bool:
+def foldable(node: gs.Node) -> bool:
     """Whether a channel-wise map can be folded into ``node``: a linear operator, fixed weight, fixed plain bias."""
-    return node is not None and weight_of(node) is not None and has_fixed_bias(node) and is_row_bias(node)
+    return weight_of(node) is not None and has_fixed_bias(node) and is_row_bias(node)
 
 
 def add_bias_after(graph: gs.Graph, node: gs.Node, bias: np.ndarray) -> None:

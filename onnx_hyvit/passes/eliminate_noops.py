@@ -9,7 +9,7 @@ Conditions
     1. "unchanged" is proven from constants and static dimensions, never assumed;
     2. a neutral scalar may not raise the rank of the other operand;
     3. merged Reshapes: every 0 of the outer target is resolved, so that it does not copy from another tensor.
-An inner Transpose or Reshape with further consumers stays for those.
+    4. the inner node has no other consumer, or the two cancel: otherwise nothing would be saved.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..graph.edit import (
     has_subgraph,
     ints_of,
     new_constant,
+    only_consumer_of,
     producer_of,
     rank_of,
     scalar_of,
@@ -63,24 +64,35 @@ def _visit(model: Model, node: gs.Node) -> int:
     if index is not None and bypass(model.graph, node, index):
         return 1
     if node.op == "Transpose":
-        return _merge_transpose(node)
+        return _merge_transpose(model.graph, node)
     if node.op == "Reshape":
         return _merge_reshape(model.graph, node)
     return 0
 
 
-def _merge_transpose(node: gs.Node) -> int:
+def _merge_transpose(graph: gs.Graph, node: gs.Node) -> int:
     inner = producer_of(node.inputs[0])
     if inner is None or inner.op != "Transpose" or "perm" not in inner.attrs or "perm" not in node.attrs:
         return 0
-    node.attrs["perm"] = [int(inner.attrs["perm"][axis]) for axis in node.attrs["perm"]]
+    merged = [int(inner.attrs["perm"][axis]) for axis in node.attrs["perm"]]
+    if merged != sorted(merged) and only_consumer_of(graph, inner.outputs[0]) is None:
+        return 0
+    node.attrs["perm"] = merged
     node.inputs[0] = inner.inputs[0]
     return 1
+
+
+def _cancels(inner: gs.Node, outer: gs.Node) -> bool:
+    before, after = inner.inputs[0].shape, outer.outputs[0].shape
+    known = before is not None and not any(dim is None or str(dim).startswith("unk__") for dim in before)
+    return known and after is not None and list(before) == list(after)
 
 
 def _merge_reshape(graph: gs.Graph, node: gs.Node) -> int:
     inner, target = producer_of(node.inputs[0]), constant_of(node.inputs[1])
     if inner is None or target is None or inner.op not in SHAPE_ONLY or node.attrs.get("allowzero", 0):
+        return 0
+    if only_consumer_of(graph, inner.outputs[0]) is None and not _cancels(inner, node):
         return 0
     resolved = [int(dim) for dim in target.reshape(-1)]
     for axis, dim in enumerate(resolved):

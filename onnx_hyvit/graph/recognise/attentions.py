@@ -95,6 +95,8 @@ def _around_softmax(softmax: gs.Node, opset: int) -> Attention | str | None:
         separable = _separable(softmax)
         if separable is not None or context is None:
             return separable
+        logits = _back(softmax.inputs[0], DEPTH, fixed_queries=True)
+    if logits is None:
         return f"Softmax feeds the product {context.product.name}, but no product of two computed tensors feeds it"
     if context is None:
         return f"the product {logits.product.name} feeds Softmax, but no product with values follows"
@@ -118,17 +120,20 @@ def _around_softmax(softmax: gs.Node, opset: int) -> Attention | str | None:
     )
 
 
-def _back(tensor: gs.Tensor, depth: int) -> _Chain | None:
-    """From Softmax's input back to the product of queries and keys; nodes in graph order, the product first."""
+def _back(tensor: gs.Tensor, depth: int, fixed_queries: bool = False) -> _Chain | None:
+    """From Softmax's input back to the product of queries and keys; nodes in graph order, the product first.
+
+    ``fixed_queries`` accepts the nearest product with one fixed side: learned tokens, whose queries were folded.
+    """
     node = producer_of(tensor)
     if node is None or depth == 0:
         return None
-    if _is_product(node):
+    if _is_product(node) or (fixed_queries and node.op in PRODUCTS and len(node.inputs) == 2):
         return _Chain(node, (node,))
     if node.op in ("Mul", "Div", "Add", "Sub", "Where"):
-        return _back_through_binary(node, depth)
+        return _back_through_binary(node, depth, fixed_queries)
     if node.op in PASSING:
-        chain = _back(node.inputs[0], depth - 1)
+        chain = _back(node.inputs[0], depth - 1, fixed_queries)
         return None if chain is None else replace(chain, nodes=(*chain.nodes, node))
     if node.op in MIXING:
         variable = next((operand for operand in node.inputs if constant_of(operand) is None), None)
@@ -139,10 +144,10 @@ def _back(tensor: gs.Tensor, depth: int) -> _Chain | None:
     return None
 
 
-def _back_through_binary(node: gs.Node, depth: int) -> _Chain | None:
+def _back_through_binary(node: gs.Node, depth: int, fixed_queries: bool) -> _Chain | None:
     operands = node.inputs[1:] if node.op == "Where" else node.inputs
     for operand in operands:
-        chain = None if constant_of(operand) is not None else _back(operand, depth - 1)
+        chain = None if constant_of(operand) is not None else _back(operand, depth - 1, fixed_queries)
         if chain is None:
             continue
         other = next((tensor for tensor in operands if tensor is not operand), operand)

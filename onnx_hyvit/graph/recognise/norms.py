@@ -62,7 +62,7 @@ def _decomposed(
 
 
 def find_layer_norms_2d(graph: gs.Graph, near_misses: list[NearMiss] | None = None) -> list[Norm]:
-    """Layer normalization over the channels of [N, C, ...]: decomposed, or LayerNormalization between two Transposes."""
+    """Layer normalization over channels of [N, C, ...]: decomposed, or LayerNormalization between two Transposes."""
     found = _decomposed(
         graph, "layer_norm_2d", lambda axes, rank: rank is not None and axes == (1 - rank,), near_misses
     )

@@ -100,11 +100,11 @@ def _content(
 
 def _shape_content(node: gs.Node, shape: Shape) -> np.ndarray:
     if node.op == "Size":
-        content = np.empty((), dtype=object)
-        content[()] = total_of(shape)
-        return content
+        size = np.empty((), dtype=object)
+        size[()] = total_of(shape)
+        return size
     part = shape[node.attrs.get("start", 0) : node.attrs.get("end", None)]
-    content = np.empty(len(part), dtype=object)
+    content: np.ndarray = np.empty(len(part), dtype=object)
     content[:] = part
     return content
 

@@ -252,8 +252,10 @@ def _resize(node: gs.Node, context: Context) -> Shape | None:
             result[axis] = as_dim(sizes[index])
         elif scales:
             scale = scales[index]
-            known = isinstance(dim, int) and isinstance(scale, float)
-            result[axis] = int(np.floor(np.float32(dim) * np.float32(scale))) if known else dim if scale == 1.0 else None
+            if isinstance(dim, int) and isinstance(scale, float):
+                result[axis] = int(np.floor(np.float32(dim) * np.float32(scale)))
+            elif scale != 1.0:
+                result[axis] = None
         else:
             result[axis] = None
     return tuple(result)
