@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..errors import CalibrationError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
 
 

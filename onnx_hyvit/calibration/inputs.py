@@ -208,8 +208,8 @@ def range_warning(low: float, high: float, info: InputInfo) -> str | None:
     """A warning when a float input holds what looks like unscaled pixels, else None."""
     if info.dtype.kind == "f" and low >= 0 and 32 < high <= 255:
         return (
-            f"input {info.name!r} has values from {low:g} to {high:g}: if the model was trained on 0..1 or on "
-            "normalised images, divide by 255 first?"
+            f"input {info.name!r} has values from {low:g} to {high:g}: divide by 255? (if the model was trained on "
+            "0..1 or on normalised images)"
         )
     return None
 

@@ -207,9 +207,6 @@ def _observe(
         found = run.session.run_shared(feeds)
     except RuntimeFailure as error:
         raise RuntimeFailure(f"{error}, with {_describe(samples)}") from error
-    for name, total in run.watched.items():
-        if np.isnan(found[total]):
-            raise CalibrationError(f"tensor {name!r} became NaN, with {_describe(samples)}")
     jobs = [(name, found[name]) for name in run.fetched]
     if with_feeds:
         jobs += [(name, feeds[name]) for name in observers if name in feeds]
@@ -222,6 +219,9 @@ def _observe(
     for name, (low, high) in run.reduced.items():
         with _naming(name, samples):
             observers[name].update_range(found[low], found[high])  # type: ignore[attr-defined]
+    for name, total in run.watched.items():
+        if np.isnan(found[total]):
+            raise CalibrationError(f"tensor {name!r} became NaN, with {_describe(samples)}")
 
 
 @contextlib.contextmanager
