@@ -110,6 +110,10 @@ def _folded_scale() -> tuple[Op, ...]:
         factor = Op("Mul", parts.inverse[1], Const("gamma")) if scaled else parts.inverse[1]
         offset = Op("Mul", parts.mean, factor)
         roots.append(Op("Sub", Op("Mul", parts.x, factor), offset))
+        parts = _Parts()
+        factor = Op("Mul", parts.inverse[1], Const("gamma")) if scaled else parts.inverse[1]
+        negative = Op("Mul", Op("Neg", parts.mean), factor)
+        roots.append(Op("Add", Op("Mul", parts.x, factor), Op("Add", negative, Const("beta"))))
     return tuple(roots)
 
 

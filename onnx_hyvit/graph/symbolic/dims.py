@@ -142,3 +142,17 @@ def equal(a: Element, b: Element) -> bool | None:
     if (not sa or not sb) and product > 0 and known < product:
         return False
     return None
+
+
+def maximum(a: Element, b: Element) -> Element:
+    """``max(a, b)``: known for two numbers, like terms, and 0 or 1 beside a whole product."""
+    if a is None or b is None:
+        return None
+    if not isinstance(a, Monomial) and not isinstance(b, Monomial):
+        return max(a, b)
+    (ca, sa), (cb, sb) = _split(a), _split(b)
+    if sa == sb:
+        return a if ca >= cb else b
+    if (not sa and ca <= cb) or (not sb and cb <= ca):
+        return b if not sa else a
+    return None

@@ -41,6 +41,13 @@ def _elementwise(function: Callable[..., Element]) -> Callable[[gs.Node, Sequenc
     return rule
 
 
+def _elementwise_max(node: gs.Node, inputs: Sequence[Array], opset: int) -> Array | None:
+    result = inputs[0]
+    for other in inputs[1:]:
+        result = _boxed(np.frompyfunc(dims.maximum, 2, 1)(result, other))
+    return result
+
+
 def _divide(node: gs.Node, inputs: Sequence[Array], opset: int) -> Array | None:
     whole = node.outputs[0].dtype is None or np.dtype(node.outputs[0].dtype).kind in "iu"
     if node.outputs[0].dtype is None and any(isinstance(v, float) for a in inputs for v in a.reshape(-1)):
@@ -148,6 +155,7 @@ RULES: dict[str, Callable[[gs.Node, Sequence[Array], int], Array | None]] = {
     "Add": _elementwise(dims.add),
     "Sub": _elementwise(dims.subtract),
     "Div": _divide,
+    "Max": _elementwise_max,
     "Mod": _elementwise(dims.modulo),
     "Neg": _elementwise(lambda a: dims.multiply(a, -1)),
     "Floor": _elementwise(dims.floor),
