@@ -2,8 +2,9 @@
 
     python tools/export_bench_models.py --out models/bench [--models mobilevit_s ...] [--size 64] [--dynamic]
 
-Weights are random (seed 0), so these files measure speed and exactness of rewrites and never accuracy. Batch
-normalization gets plausible statistics, so that activations neither vanish nor explode through the depth of a model.
+Weights are random (seed 0), so these files measure speed and exactness of rewrites and never accuracy. Biases and
+normalizations are disturbed, so that none of them is a no-op which a rewrite could drop, and batch normalization gets
+plausible statistics, so that activations neither vanish nor explode through the depth of a model.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ def _settle_batch_norm(model: object, image: object) -> None:
     model.eval()  # type: ignore[attr-defined]
 
 
+def _disturb_constants(model: object) -> None:
+    """Add noise to parameters that start as one value (biases 0, norms 1): a trained model has no such no-ops."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():  # type: ignore[attr-defined]
+            if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
 def export(name: str, size: int, opset: int = 20, dynamic: bool = False) -> onnx.ModelProto:
     """Build ``name`` with random weights and export it through TorchScript, input [1, 3, size, size]."""
     import timm
@@ -48,6 +59,7 @@ def export(name: str, size: int, opset: int = 20, dynamic: bool = False) -> onnx
     torch.manual_seed(0)
     options: dict[str, object] = {"img_size": size} if name.startswith("efficientformerv2") else {}
     model = timm.create_model(name, pretrained=False, **options).eval()
+    _disturb_constants(model)
     _settle_batch_norm(model, torch.randn(8, 3, size, size))
     buffer = io.BytesIO()
     torch.onnx.export(
