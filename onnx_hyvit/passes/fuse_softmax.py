@@ -3,14 +3,16 @@
 Before
     e = exp(x - m); e / sum(e)                              m any tensor that is constant along the summed axes
     exp(x - (log(sum(exp(x - m))) + m))                     log-sum-exp form
-    exp(x - ReduceLogSumExp(x)), exp(LogSoftmax(x))
+    exp(x - ReduceLogSumExp(x))
+    Reshape(Softmax(Flatten(x)), Shape(x))                  opset < 13, as the version converter writes it
 After
     Softmax(x)                                              one summed axis
     Reshape(Softmax(Reshape(x)))                            several trailing axes, joined
 Conditions
     1. the sum keeps its axes and runs over trailing axes; several axes must have known sizes;
     2. m has size 1 along the summed axes (ReduceMax with kept axes), which cancels exactly;
-    3. nobody else reads an inner tensor that depends on the exponentials.
+    3. nobody else reads an inner tensor that depends on the exponentials;
+    4. flattened form: the last axis stays whole and the shape of x is restored.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ from ..graph.edit import (
     is_graph_output,
     new_constant,
     new_variable,
+    only_consumer_of,
+    producer_of,
     rank_of,
+    static_shape,
     take_over_output,
 )
 from ..graph.io import Model
@@ -50,7 +55,7 @@ PATTERNS = _patterns()
 def apply(model: Model, near_misses: list[NearMiss]) -> int:
     """Rewrite every decomposed softmax over trailing axes."""
     graph = model.graph
-    count = 0
+    count = sum(_unwrap(graph, node) for node in list(graph.nodes) if node.op == "Softmax")
     for pattern in PATTERNS:
         matches = find_matches(graph, pattern, _check, closed=False, near_misses=near_misses, near_depth=3)
         for match in list(matches):
@@ -58,6 +63,39 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
                 _rewrite(graph, match)
                 count += 1
     return count
+
+
+def _unwrap(graph: gs.Graph, node: gs.Node) -> int:
+    """``Reshape(Softmax(rows of x))`` that restores the shape of x."""
+    before, after = producer_of(node.inputs[0]), only_consumer_of(graph, node.outputs[0])
+    if before is None or after is None or after.op != "Reshape" or before.op not in ("Flatten", "Reshape"):
+        return 0
+    x = before.inputs[0]
+    rank, flat = rank_of(x), rank_of(node.inputs[0])
+    if rank is None or rank < 2 or flat != 2 or node.attrs.get("axis", -1) not in (-1, 1):
+        return 0
+    if before.op == "Flatten":
+        whole = before.attrs.get("axis", 1) in (rank - 1, -1)
+    else:
+        whole = dim_of(x, -1) is not None and dim_of(x, -1) == dim_of(node.inputs[0], -1)
+    if not whole or not _restores(after, x):
+        return 0
+    result = new_variable(graph, f"{node.name}_softmax")
+    take_over_output(add_node(graph, "Softmax", [x], [result], stem=node.name, attrs={"axis": -1}), after.outputs[0])
+    return 1
+
+
+def _restores(reshape: gs.Node, x: gs.Tensor) -> bool:
+    shape = producer_of(reshape.inputs[1])
+    if shape is not None and shape.op == "Shape" and not shape.attrs:
+        return shape.inputs[0] is x
+    target, stated = ints_of(reshape, "shape", 1), static_shape(x)
+    if target is None or len(target) != rank_of(x):
+        return False
+    if stated is not None:
+        return list(target) == list(stated)
+    known = [dim_of(x, axis) for axis in range(len(target))]
+    return list(target).count(-1) == 1 and all(want in (-1, have) for want, have in zip(target, known, strict=True))
 
 
 def _axes(match: Match) -> tuple[int, ...] | None:

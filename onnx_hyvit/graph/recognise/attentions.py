@@ -12,7 +12,9 @@ from ..pattern import NearMiss
 from .results import Attention
 
 PRODUCTS = ("MatMul", "Einsum")
-PASSING = frozenset({"Identity", "Cast", "Dropout", "Reshape", "Transpose", "Clip", "Squeeze", "Unsqueeze", "Expand"})
+PASSING = frozenset(
+    {"Identity", "Cast", "Dropout", "Reshape", "Transpose", "Clip", "Squeeze", "Unsqueeze", "Expand", "Flatten"}
+)
 MIXING = frozenset({"Conv", "MatMul", "Einsum", "BatchNormalization", "Gemm"})
 LAYOUT = frozenset(
     {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather"}
@@ -96,10 +98,11 @@ def _around_softmax(softmax: gs.Node, opset: int) -> Attention | str | None:
         if separable is not None or context is None:
             return separable
         logits = _back(softmax.inputs[0], DEPTH, fixed_queries=True)
-    if logits is None:
+    if logits is None or context is None:
+        if logits is not None:
+            return f"the product {logits.product.name} feeds Softmax, but no product with values follows"
+        assert context is not None
         return f"Softmax feeds the product {context.product.name}, but no product of two computed tensors feeds it"
-    if context is None:
-        return f"the product {logits.product.name} feeds Softmax, but no product with values follows"
     inner = (*logits.nodes, softmax, *context.nodes)
     weights = context.nodes[-2].outputs[0] if len(context.nodes) > 1 else softmax.outputs[0]
     first, second = context.product.inputs

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_FACTOR = re.compile(r"\d+|[A-Za-z_][\w.]*")
+_FACTOR = re.compile(r"\d+|[^\s*()+-]+")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from .dims import Dim, Monomial, parse_dim
 from .shapes import Context, Shape, shapes_of_node, total_of
 from .values import LIMIT, as_elements, value_of_node
 
+SPATIAL = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample", "Pad"})
+
 
 @dataclass
 class Inferred:
@@ -79,10 +81,18 @@ def _visit(found: Inferred, node: gs.Node, opset: int) -> None:
         results = [None] * len(node.outputs)
     for tensor, shape in zip(node.outputs, results, strict=True):
         if not tensor.is_empty():
-            found.shapes[tensor.name] = _merged(shape, tensor)
+            merged = _merged(shape, tensor)
+            found.shapes[tensor.name] = _named(merged, tensor.name) if node.op in SPATIAL else merged
     content = _content(node, shapes, values, opset)
     if content is not None and content.size <= LIMIT:
         found.values[node.outputs[0].name] = content
+
+
+def _named(shape: Shape | None, name: str) -> Shape | None:
+    """A symbol of its own for every unknown dimension: unknown, but one fixed size in any run."""
+    if shape is None:
+        return None
+    return tuple(Monomial(Fraction(1), (f"{name}.{axis}",)) if dim is None else dim for axis, dim in enumerate(shape))
 
 
 def _content(

@@ -207,7 +207,9 @@ def _window(node: gs.Node, context: Context) -> Shape | None:
     for axis in range(spatial):
         dim = shape[2 + axis]
         if not isinstance(dim, int):
-            result.append(None)
+            kept = auto == "NOTSET" and strides[axis] == 1
+            kept = kept and pads[axis] + pads[axis + spatial] == dilations[axis] * (kernel[axis] - 1)
+            result.append(dim if kept else None)
         elif auto in ("SAME_UPPER", "SAME_LOWER"):
             result.append(-(-dim // strides[axis]))
         else:
