@@ -55,11 +55,12 @@ def open_source(
     for name, value in (("samples", samples), ("batch_size", batch_size), ("max_pixels", max_pixels)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be 1 or more, found {value}")
-    if isinstance(data, Source):
-        return data
     infos = as_inputs(inputs)
     if not infos:
         raise CalibrationError("the model has no inputs to calibrate with")
+    if isinstance(data, Source):
+        check_names([info.name for info in data.inputs], infos, "calibration source")
+        return data
     path = path_of(data)
     if path is None:
         return _open_object(data, infos, samples, seed, batch_size)
@@ -105,10 +106,7 @@ def _open_images(
     size = fixed_batch(inputs) or batch_size
     folder = root if root.is_dir() else root.parent
     preprocess = preprocess or PRESETS["imagenet"]
-    source = ImageSource(
-        paths, folder, inputs, preprocess, size, skip_unreadable=skip_unreadable, max_pixels=max_pixels
-    )
-    return source
+    return ImageSource(paths, folder, inputs, preprocess, size, skip_unreadable=skip_unreadable, max_pixels=max_pixels)
 
 
 def _open_arrays(
@@ -119,8 +117,6 @@ def _open_arrays(
     batch_size: int,
     where: str,
 ) -> Source:
-    if len(inputs) == 1 and len(arrays) == 1 and where.endswith(".npz"):
-        check_names(arrays, inputs, where)
     size = fixed_batch(inputs) or batch_size
     count = check_arrays(arrays, inputs, where)
     return ArraySource(arrays, inputs, subset(count, samples, seed), size)
