@@ -1,0 +1,104 @@
+"""Measure a model of the zoo, or a quantized copy of one, through onnxruntime; needs no torch.
+
+    python tools/evaluate.py models/fashion_mobilevit_xxs.onnx --data models
+    python tools/evaluate.py cifar_swin_int8.onnx --data DIR --against models/cifar_swin.onnx
+
+Reports top-1 with its 95 % Wilson interval and, with `--against`, how often both models agree and
+the difference of their accuracies on the same images. The preprocessing comes from the index of the
+zoo: the entry is found by the beginning of the file name, or named with `--entry`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zoo.datasets import DataError, Images, load_images
+from zoo.index import find_entry, read_index
+from zoo.scoring import open_session, paired_difference, predict, wilson
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="ONNX model, float or quantized")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the images, or an archive or npz file")
+    parser.add_argument("--against", type=Path, metavar="MODEL", help="another model of the same task")
+    parser.add_argument("--entry", help="name in the index, if the file name does not begin with it")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder with index.json (default: %(default)s)")
+    parser.add_argument("--split", default="test", choices=("test", "train"), help="images to use (default test)")
+    parser.add_argument("--limit", type=int, help="use only so many images, drawn with a fixed seed")
+    parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime (default: its own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
+    return parser.parse_args(argv)
+
+
+def choose(images: Images, limit: int | None) -> Images:
+    """All images, or `limit` of them drawn with a fixed seed (some files are sorted by class)."""
+    if limit is None or limit >= len(images):
+        return images
+    if limit < 1:
+        raise DataError(f"--limit must be at least 1, found {limit}")
+    return images.take(np.random.default_rng(0).permutation(len(images))[:limit])
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the numbers as JSON-ready values."""
+    entry = find_entry(read_index(arguments.models), arguments.model, arguments.entry)
+    images = choose(load_images(entry["dataset"], arguments.data, arguments.split), arguments.limit)
+    start = time.perf_counter()
+    logits = predict(open_session(arguments.model, arguments.threads), images, entry["preprocessing"])
+    seconds = time.perf_counter() - start
+    right = logits.argmax(1) == images.labels
+    result: dict[str, Any] = {
+        "model": arguments.model.name,
+        "entry": entry["name"],
+        "dataset": entry["dataset"],
+        "split": arguments.split,
+        "top1": asdict(wilson(int(right.sum()), len(right))),
+        "seconds": round(seconds, 2),
+    }
+    if arguments.against is not None:
+        other = predict(open_session(arguments.against, arguments.threads), images, entry["preprocessing"]).argmax(1)
+        result["against"] = arguments.against.name
+        result["agreement"] = asdict(wilson(int((logits.argmax(1) == other).sum()), len(other)))
+        result["top1_difference"] = asdict(paired_difference(right, other == images.labels))
+    return result
+
+
+def show(result: dict[str, Any]) -> str:
+    """The result as text, one measure a line."""
+    lines = [f"{result['model']} ({result['dataset']}, {result['split']} images)", _line("top-1", result["top1"])]
+    if "against" in result:
+        lines.append(_line(f"agreement with {result['against']}", result["agreement"]))
+        lines.append(_line("top-1 minus the other's", result["top1_difference"]))
+    return "\n".join(lines)
+
+
+def _line(title: str, share: dict[str, Any]) -> str:
+    low, high = 100 * share["low"], 100 * share["high"]
+    return f"  {title}: {100 * share['value']:.2f} % (95 %: {low:.2f} to {high:.2f}; {share['n']} images)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        result = evaluate(arguments)
+    except DataError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(show(result))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
