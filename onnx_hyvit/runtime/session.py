@@ -99,7 +99,7 @@ class Session:
                 name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed)) for name, feed in feeds.items()
             }
             found = self._session.run_with_ort_values(self.output_names, values)
-            return {name: np.from_dlpack(value) for name, value in zip(self.output_names, found, strict=True)}
+            return {name: _shared_array(value) for name, value in zip(self.output_names, found, strict=True)}
         except Exception as error:
             raise RuntimeFailure(f"{self.name}: cannot run ({runtime_reason(error)})") from error
 
@@ -110,6 +110,11 @@ class Session:
         if missing or unknown:
             what = f"input {missing[0]!r} is missing" if missing else f"there is no input {unknown[0]!r}"
             raise RuntimeFailure(f"{self.name}: {what}; the model takes {', '.join(map(repr, known))}")
+
+
+def _shared_array(value: ort.OrtValue) -> np.ndarray:
+    """A view where this onnxruntime can export one, else a copy."""
+    return np.from_dlpack(value) if hasattr(value, "__dlpack_device__") else value.numpy()
 
 
 def _info(item: ort.NodeArg) -> TensorInfo:
