@@ -13,7 +13,7 @@ from .tape import Tape
 
 @vjp("Attention")
 def attention(tape: Tape, node: ForwardNode, grads: Gradients) -> Gradients:
-    """With P the probabilities: ``dV = P^T g``, ``dS = P (dP - sum(dP P))``, ``dQ = scale dS K``, ``dK = scale dS^T Q``.
+    """P the probabilities: ``dV = P^T g``, ``dS = P (dP - sum(dP P))``, ``dQ = scale dS K``, ``dK = scale dS^T Q``.
 
     Not covered: a cache, grouped queries, a soft cap, a gradient of the mask.
     """

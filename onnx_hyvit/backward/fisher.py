@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -81,12 +82,13 @@ def fisher_weights(
     loss: LossSpec | None = None,
     probes: int = 4,
     threads: int = 2,
-    max_targets: int = 64,
+    max_memory: int = 512 << 20,
 ) -> FisherWeights:
     """Mean squared gradient of the sampled loss at each target.
 
     ``E[g g^T] = J^T F J`` (see ``loss``). A model with one class distribution of at most ``2 draws`` classes is
-    summed over its classes exactly. Gradients are squared and added as they come: memory is one run and one array per target.
+    summed over its classes exactly. Gradients are squared and added as they come: memory is the samples, one run, and
+    one array per target.
 
     Args:
         proto: Float model, opset 13 or higher.
@@ -99,7 +101,7 @@ def fisher_weights(
         loss: Loss; chosen by ``choose_loss`` when None.
         probes: Probes per channel for targets that gradients do not reach.
         threads: Threads of the session.
-        max_targets: Targets per model: bounds the memory of the gradients held at a time.
+        max_memory: Bytes of gradients held at a time; targets beyond it take another model and more runs.
 
     Returns:
         The weights, with a warning logged for every operator that has no rule.
@@ -117,16 +119,16 @@ def fisher_weights(
     exact = loss.classes is not None and loss.classes <= 2 * draws
     sums: dict[str, np.ndarray] = {}
     blocked: dict[str, str] = {}
-    for start in range(0, len(targets), max_targets):
-        model = build_backward(proto, targets[start : start + max_targets], loss, shapes)
+    for part in _parts(targets, shapes, max_memory):
+        model = build_backward(proto, part, loss, shapes)
         session = make_session(model.proto, threads=threads)
         sums.update(_accumulate(model, session, runs, draws, seed, exact, shapes))
         reasons = ", ".join(f"{item.op} {item.node!r} ({item.reason})" for item in model.unsupported)
         blocked.update((target, reasons) for target in model.missing)
     diagonal = {name: _per_sample(total, batch) for name, total in sums.items()}
     if blocked:
-        _LOG.warning("%d tensors are weighted by forward probes: no gradient through %s",
-                     len(blocked), "; ".join(sorted(set(blocked.values()))))  # fmt: skip
+        through = "; ".join(sorted(set(blocked.values())))
+        _LOG.warning("%d tensors are weighted by forward probes: no gradient through %s", len(blocked), through)
         diagonal.update(
             forward_probe_weights(proto, list(blocked), runs, shapes, loss, probes=probes, seed=seed, threads=threads)
         )
@@ -140,6 +142,21 @@ def _runs(batches: Iterable[Feeds], size: int) -> Iterator[dict[str, np.ndarray]
         count = min(len(array) for array in feeds.values())
         for start in range(0, count - size + 1, size):
             yield {name: array[start : start + size] for name, array in feeds.items()}
+
+
+def _parts(targets: Sequence[str], shapes: Shapes, max_memory: int) -> Iterator[list[str]]:
+    """Consecutive targets whose gradients take at most ``max_memory`` bytes together, or one target alone."""
+    part: list[str] = []
+    held = 0
+    for target in targets:
+        size = 4 * math.prod(shapes.get(target, ()))
+        if part and held + size > max_memory:
+            yield part
+            part, held = [], 0
+        part.append(target)
+        held += size
+    if part:
+        yield part
 
 
 def _accumulate(

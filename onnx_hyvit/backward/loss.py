@@ -1,10 +1,10 @@
 """The loss whose curvature weights the errors, and its random gradient seeds, computed in the graph.
 
-With seeds ``s`` such that ``E[s s^T] = F``, the gradient ``g = J^T s`` at any tensor has ``E[g g^T] = J^T F J``, the
-Gauss-Newton Hessian of the loss at that tensor:
+With seeds ``s`` such that ``E[s s^T] = F``, the gradient ``g = J^T s`` at any tensor has ``E[g g^T] = J^T F J``, which
+is the Gauss-Newton Hessian of the loss at that tensor:
 
-- softmax: ``s = onehot(y) - p`` with ``y ~ p`` gives ``F = diag(p) - p p^T``, the Fisher information; the label is drawn
-  in the graph as ``argmax(logits + gumbel)``, so that forward and backward are one run. A model with one class
+- softmax: ``s = onehot(y) - p`` with ``y ~ p`` gives ``F = diag(p) - p p^T``, the Fisher information; the label is
+  drawn in the graph as ``argmax(logits + gumbel)``, so that forward and backward are one run. A model with one class
   distribution draws from a flatter distribution q and weights by p / q, or runs all classes: see ``LossSpec.classes``.
 - bernoulli: ``s = [u < p] - p`` gives ``F = diag(p (1 - p))``.
 - embedding: ``s = N^T r``, ``r = +-1``, N the Jacobian of ``y / |y|``: squared error of the direction (cosine).
@@ -90,7 +90,9 @@ class LossSpec:
 
     def noise_inputs(self, tape: Tape) -> list[tuple[str, tuple[int, ...], int]]:
         """Name, shape and ONNX element type of the graph inputs that the seeds read."""
-        inputs = [(head.noise, head.shape, onnx.TensorProto.FLOAT) for head in self.heads]
+        inputs: list[tuple[str, tuple[int, ...], int]] = [
+            (head.noise, head.shape, onnx.TensorProto.FLOAT) for head in self.heads
+        ]
         if self.classes is not None:
             inputs.append((EXACT_INPUT, (), onnx.TensorProto.FLOAT))
         return inputs

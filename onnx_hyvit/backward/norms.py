@@ -1,5 +1,6 @@
-"""VJP rules of the normalisations. All share one formula: with ``n = (x - mean) / std`` over some axes,
+"""VJP rules of the normalisations.
 
+All share one formula: with ``n = (x - mean) / std`` over some axes,
 ``grad_x = (g - mean(g) - n mean(g n)) / std``.
 """
 

@@ -12,13 +12,45 @@ from onnx.reference import ReferenceEvaluator
 MAX_COMPUTED = 4096  # elements; shape arithmetic is small, anything larger is data
 
 _FOLDABLE = frozenset(
-    ["Add", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Floor", "Gather", "Identity", "Less", "Greater", "Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "ScatterND", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"]
+    [
+        "Add",
+        "Cast",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Identity",
+        "Less",
+        "Greater",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Range",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "ScatterND",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 
 
-def find_static_values(
-    proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
+def find_static_values(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Evaluate what depends on shapes only.
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,7 +93,7 @@ class Tape:
         """An int64 vector as an initializer."""
         return self.const(np.asarray(values, np.int64).reshape(-1))
 
-    def op(self, op: str, *inputs: str | float, **attrs: object) -> str:
+    def op(self, op: str, *inputs: str | float, **attrs: Any) -> str:
         """Emit a node with one output.
 
         Args:
@@ -104,15 +106,13 @@ class Tape:
         """
         return self.ops(op, 1, *inputs, **attrs)[0]
 
-    def ops(self, op: str, count: int, *inputs: str | float, **attrs: object) -> list[str]:
+    def ops(self, op: str, count: int, *inputs: str | float, **attrs: Any) -> list[str]:
         """Emit a node with ``count`` outputs; see ``op``."""
         like = next((value for value in inputs if isinstance(value, str) and value), "")
         if op == "Where":
             like = next(value for value in inputs[1:] if isinstance(value, str))
         dtype = self.dtype(like)
-        names = [
-            value if isinstance(value, str) else self.const(np.asarray(value, dtype)) for value in inputs
-        ]
+        names = [value if isinstance(value, str) else self.const(np.asarray(value, dtype)) for value in inputs]
         outputs = [self.fresh(op) for _ in range(count)]
         attrs = {key: value for key, value in attrs.items() if value is not None}
         self.nodes.append(onnx.helper.make_node(op, names, outputs, name=outputs[0], **attrs))
@@ -185,10 +185,8 @@ class Tape:
 
 
 def _element_types(proto: onnx.ModelProto) -> dict[str, np.dtype]:
-    try:
+    with contextlib.suppress(Exception):  # above the protobuf limit, or an unknown operator: float32 is assumed
         proto = onnx.shape_inference.infer_shapes(proto)
-    except Exception:  # sizes above the protobuf limit, or operators without inference: float32 is assumed
-        pass
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     for info in [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]:
         if info.type.tensor_type.elem_type:

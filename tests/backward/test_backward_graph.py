@@ -67,7 +67,7 @@ def test_a_gradient_stops_at_operators_without_slope(run_model, observe_model) -
 
 def test_the_sweep_stops_at_the_targets(observe_model) -> None:
     proto = _parse("g (float[4] x) => (float[4] y) { a = Acosh(x)  b = Tanh(a)  y = Tanh(b) }")
-    shapes = {name: (4,) for name in "xaby"}
+    shapes = dict.fromkeys("xaby", (4,))
     model = build_backward(proto, ["b"], linear_loss({"y": (4,)}), shapes)
     assert not model.unsupported
     assert set(model.gradients) == {"b"}

@@ -132,7 +132,7 @@ def test_targets_in_parts_equal_targets_at_once(observe_model) -> None:
     shapes = _shapes(proto, observe_model)
     targets = ["a", "n", "m"]
     whole = fisher_weights(proto, targets, [{"x": _samples(2)}], shapes, draws=4)
-    parts = fisher_weights(proto, targets, [{"x": _samples(2)}], shapes, draws=4, max_targets=1)
+    parts = fisher_weights(proto, targets, [{"x": _samples(2)}], shapes, draws=4, max_memory=1)
     assert list(whole.diagonal) == list(parts.diagonal) == targets
     for target in targets:
         np.testing.assert_allclose(whole.diagonal[target], parts.diagonal[target], rtol=1e-5)

@@ -86,7 +86,9 @@ def test_rule_agrees_with_central_differences(case: Case, run_model) -> None:
     found = run_model(backward.proto, {**feeds, **seeds})
 
     def loss(values: Feeds) -> float:
-        return sum(float((seed.astype(np.float64) * y).sum()) for seed, y in zip(seeds.values(), evaluate(values)))
+        return sum(
+            float((seed.astype(np.float64) * y).sum()) for seed, y in zip(seeds.values(), evaluate(values), strict=True)
+        )
 
     for name, value in wide.items():
         gradient = found[backward.gradients[name]]

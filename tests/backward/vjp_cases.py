@@ -36,7 +36,7 @@ class Case:
     linear: bool = False
 
     def __str__(self) -> str:
-        shapes = [str(i if isinstance(i, tuple) else None if i is None else f"const{list(i.shape)}") for i in self.inputs]
+        shapes = [f"const{list(i.shape)}" if isinstance(i, np.ndarray) else str(i) for i in self.inputs]
         attrs = ",".join(f"{key}={value}" for key, value in self.attrs.items())
         return f"{self.op}-{'-'.join(shapes)}-{attrs}-v{self.opset}".replace(" ", "")
 
@@ -210,8 +210,11 @@ ATTENTION = [
     Case("Attention", [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 3)], opset=23),
     Case("Attention", [(2, 3, 8), (2, 4, 8), (2, 4, 6)], {"q_num_heads": 2, "kv_num_heads": 2}, opset=23),
     Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), _w(3, 3)], {"scale": 0.3}, opset=23),
-    Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), np.eye(3, dtype=bool)[::-1] | np.eye(3, dtype=bool)],
-         opset=23),
+    Case(
+        "Attention",
+        [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), np.eye(3, dtype=bool)[::-1] | np.eye(3, dtype=bool)],
+        opset=23,
+    ),
     Case("Attention", [(1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4)], {"is_causal": 1}, opset=23),
 ]
 
