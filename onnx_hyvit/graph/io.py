@@ -183,8 +183,8 @@ def default_opset(proto: onnx.ModelProto) -> int | None:
 def _raise_opset(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     version = default_opset(proto)
     assert version is not None
-    if version >= opset:
-        return proto
+    if version >= opset or proto.functions:
+        return proto  # the converter drops local functions, whose bodies have an opset of their own
     try:
         raised = onnx.version_converter.convert_version(proto, opset)
     except Exception as error:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph.edit import bypass, constant_of, new_constant, only_consumer_of, producer_of, rank_of
+from ..graph.edit import bypass, constant_of, is_graph_output, new_constant, only_consumer_of, producer_of, rank_of
 from ..graph.io import Model
 from ..graph.linear import (
     bias_of,
@@ -75,12 +75,14 @@ def _fold_back(graph: gs.Graph, node: gs.Node) -> int:
     if operands is None:
         return 0
     source, value = operands
-    if only_consumer_of(graph, source) is not node:
+    if len(source.outputs) != 1 or is_graph_output(graph, source):
         return 0
     before = producer_of(source)
-    if before is not None and before.op == "Add":
+    if before is None:
+        return 0
+    if before.op == "Add":
         return _fold_into_matmul_bias(graph, node, before, value)
-    if before is None or not foldable(before):
+    if not foldable(before):
         return 0
     vector = channel_vector(value, output_channels(before), channel_axis(before), output_rank(before))
     affine = None if vector is None else _as_affine(node.op, vector)
@@ -99,7 +101,7 @@ def _fold_into_matmul_bias(graph: gs.Graph, node: gs.Node, add: gs.Node, value: 
     if inner is None:
         return 0
     linear = producer_of(inner[0])
-    if linear is None or linear.op != "MatMul" or not foldable(linear) or only_consumer_of(graph, inner[0]) is not add:
+    if linear is None or linear.op != "MatMul" or not foldable(linear) or only_consumer_of(graph, inner[0]) is None:
         return 0
     channels, rank = output_channels(linear), output_rank(linear)
     vector, bias = channel_vector(value, channels, -1, rank), channel_vector(inner[1], channels, -1, rank)

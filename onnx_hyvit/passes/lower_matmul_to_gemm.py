@@ -8,7 +8,8 @@ After
 Conditions
     1. nobody else reads the product, and it is no graph output (closed);
     2. b varies along the last axis only;
-    3. higher rank: at most one leading dimension of x is free; it becomes the -1 of the last Reshape.
+    3. higher rank: a single free leading dimension becomes the -1 of the last Reshape; with several, the shape is read
+       from x at run time (opset >= 15).
 With a free batch ONNX Runtime itself does not fuse MatMul and Add, and leaves the Add a float node in an int8 graph.
 """
 
@@ -42,7 +43,7 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
         if add is None or bias is None:
             continue
         leading = _leading(node)
-        if leading is None:
+        if leading is None or (leading.count(-1) > 1 and model.opset < 15):
             reason = f"the leading dimensions of {node.inputs[0].name!r} are not known well enough for a Gemm"
             near_misses.append(NearMiss(reason, node.name))
             continue
@@ -69,8 +70,6 @@ def _leading(node: gs.Node) -> list[int] | None:
     if shape is None or len(shape) < 2:
         return None
     leading = [dim if isinstance(dim, int) and dim > 0 else -1 for dim in shape[:-1]]
-    if len(leading) > 1 and leading.count(-1) > 1:
-        return None
     return leading if -1 in leading else [-1, *leading[1:]]
 
 
@@ -87,10 +86,22 @@ def _lower(graph: gs.Graph, node: gs.Node, add: gs.Node, bias: np.ndarray, leadi
     product = new_variable(graph, f"{node.name}_gemm", dtype=weight.dtype, shape=[_rows(source.shape), columns])
     last = add_node(graph, "Gemm", inputs, [product], stem=f"{node.name}_gemm")
     if len(leading) > 1:
-        target = new_constant(graph, f"{node.name}_shape", np.array([*leading, columns], np.int64))
+        target = _target(graph, node, leading, columns)
         shaped = new_variable(graph, f"{node.name}_shaped", dtype=weight.dtype)
         last = add_node(graph, "Reshape", [product, target], [shaped], stem=f"{node.name}_unflatten")
     take_over_output(last, output)
+
+
+def _target(graph: gs.Graph, node: gs.Node, leading: list[int], columns: int) -> gs.Tensor:
+    """Shape of the product: fixed but for one -1, or the leading sizes of x followed by the columns."""
+    if leading.count(-1) == 1:
+        return new_constant(graph, f"{node.name}_shape", np.array([*leading, columns], np.int64))
+    sizes = new_variable(graph, f"{node.name}_sizes", dtype=np.int64, shape=[len(leading)])
+    add_node(graph, "Shape", [node.inputs[0]], [sizes], stem=f"{node.name}_sizes", attrs={"start": 0, "end": -1})
+    last = new_constant(graph, f"{node.name}_columns", np.array([columns], np.int64))
+    target = new_variable(graph, f"{node.name}_shape", dtype=np.int64, shape=[len(leading) + 1])
+    add_node(graph, "Concat", [sizes, last], [target], stem=f"{node.name}_shape", attrs={"axis": 0})
+    return target
 
 
 def _rows(shape: list[int | str]) -> int | str:

@@ -6,7 +6,7 @@ After
     Reshape(f(x))          Reshape(x op y)                   Reshape(LayerNormalization(x))
 Conditions
     1. x has rank 2 (rows of a Gemm) and the Reshape keeps the last axis, so only its leading axes are split;
-    2. f is element-wise with one variable operand, or op is a binary node whose Reshapes have the same fixed target and
+    2. f is element-wise with one variable operand, or op is a binary node whose Reshapes have the same target and
        whose operands have the same shape;
     3. the node's output is no graph output.
 Between two Gemms of a transformer block nothing then remains of the Reshapes that their lowering put in.
@@ -94,17 +94,17 @@ def _row_reshape(tensor: gs.Tensor) -> gs.Node | None:
     node = producer_of(tensor)
     if node is None or node.op != "Reshape" or rank_of(node.inputs[0]) != 2 or node.attrs.get("allowzero", 0):
         return None
-    target, last = ints_of(node, "shape", 1), dim_of(node.inputs[0], 1)
-    if target is None or len(target) < 3 or last is None or target[-1] != last or 0 in target[:-1]:
-        return None
-    return node
+    target, last, rank = ints_of(node, "shape", 1), dim_of(node.inputs[0], 1), rank_of(tensor)
+    if target is None:  # computed from the shape of another tensor, whose last axis is this one's too
+        return node if rank is not None and rank > 2 and last is not None and dim_of(tensor, -1) == last else None
+    return node if len(target) > 2 and last is not None and target[-1] == last and 0 not in target[:-1] else None
 
 
 def _agree(reshapes: list[gs.Node]) -> bool:
     first = reshapes[0]
     target, shape = ints_of(first, "shape", 1), list(first.inputs[0].shape)
     return all(
-        ints_of(other, "shape", 1) == target
+        (other.inputs[1] is first.inputs[1] or (target is not None and ints_of(other, "shape", 1) == target))
         and (other.inputs[0] is first.inputs[0] or list(other.inputs[0].shape)[1:] == shape[1:])
         for other in reshapes[1:]
     )
