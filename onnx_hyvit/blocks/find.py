@@ -12,7 +12,7 @@ from .attention import find_cores
 from .cost import count_macs, count_params
 from .domain import Domain, find_domains
 from .flow import Flow, Shapes
-from .inventory import find_activations, find_norms
+from .inventory import list_activations, list_attentions, list_norms
 from .partition import Draft, draft_blocks
 from .runs import find_runs
 from .structure import Block, Structure, Unrecognised
@@ -39,14 +39,16 @@ def find_structure(model: Model, shapes: Shapes) -> Structure:
     groups = _groups(flow, drafts)
     blocks = _blocks(flow, groups)
     misses += _tokens_without_attention(flow, drafts, atoms) + _lost_channels(flow, atoms, domains)
+    norms, near_norms = list_norms(flow)
+    activations, near_activations = list_activations(flow)
     bridges = {node: block.name for block in blocks if block.kind == "bridge" for node in block.nodes}
     return Structure(
         blocks=tuple(blocks),
-        norms=tuple(find_norms(flow)),
-        activations=tuple(find_activations(flow)),
-        attentions=tuple(core.describe(flow) for core in cores),
-        transitions=tuple(find_transitions(flow, atoms, runs, bridges)),
-        unrecognised=tuple(misses),
+        norms=tuple(norms),
+        activations=tuple(activations),
+        attentions=tuple(list_attentions(flow, cores, model.opset)),
+        transitions=tuple(find_transitions(flow, atoms, runs, bridges, domains)),
+        unrecognised=tuple(dict.fromkeys(misses + near_norms + near_activations)),
         shapes={name: shapes[name] for block in blocks for name in block.inputs + block.outputs if name in shapes},
     )
 

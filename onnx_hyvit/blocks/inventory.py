@@ -1,57 +1,37 @@
-"""Normalizations and activation functions in a graph."""
+"""What is inside the blocks: norms, activations and attentions, from the graph layer's recognisers."""
 
 from __future__ import annotations
 
-from ..graph.recognise import Activation, Norm
+from collections.abc import Iterable
+
+from ..graph.pattern import NearMiss
+from ..graph.recognise import Activation, Attention, Norm, find_activations, find_attentions, find_norms
+from .attention import Core
 from .flow import Flow
-
-NORM_KINDS = {
-    "LayerNormalization": "layer_norm",
-    "BatchNormalization": "batch_norm",
-    "InstanceNormalization": "instance_norm",
-    "GroupNormalization": "group_norm",
-    "RMSNormalization": "rms_norm",
-    "SimplifiedLayerNormalization": "rms_norm",
-    "LpNormalization": "l2_norm",
-}
-ACTIVATION_KINDS = {
-    "Relu": "relu",
-    "Gelu": "gelu",
-    "HardSwish": "hard_swish",
-    "HardSigmoid": "hard_sigmoid",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "LeakyRelu": "leaky_relu",
-    "PRelu": "prelu",
-    "Elu": "elu",
-    "Selu": "selu",
-    "Softplus": "softplus",
-    "Mish": "mish",
-    "Clip": "clip",
-}
+from .structure import Unrecognised
 
 
-def find_norms(flow: Flow) -> list[Norm]:
-    """Normalizations that are one operator."""
-    return [
-        Norm(NORM_KINDS[node.op], (node.name,), node.inputs[0].name, node.outputs[0].name)
-        for node in flow.nodes
-        if node.op in NORM_KINDS
-    ]
+def list_norms(flow: Flow) -> tuple[list[Norm], list[Unrecognised]]:
+    """Normalizations, and what nearly was one."""
+    near: list[NearMiss] = []
+    found = find_norms(flow.graph, near)
+    return found, _unrecognised("norm", near)
 
 
-def find_activations(flow: Flow) -> list[Activation]:
-    """Activation functions that are one operator, and SiLU as a product with its own sigmoid."""
-    found: list[Activation] = []
-    for position, node in enumerate(flow.nodes):
-        kind = ACTIVATION_KINDS.get(node.op)
-        if kind is None:
-            continue
-        source, output = node.inputs[0].name, node.outputs[0].name
-        nodes: tuple[str, ...] = (node.name,)
-        gate = [place for place in flow.consumers(position) if flow.nodes[place].op == "Mul"]
-        if kind in ("sigmoid", "hard_sigmoid") and gate and source in flow.inputs(gate[0]):
-            kind = "silu" if kind == "sigmoid" else "hard_swish"
-            nodes, output = (node.name, flow.nodes[gate[0]].name), flow.outputs(gate[0])[0]
-        found.append(Activation(kind, nodes, source, output))
-    return found
+def list_activations(flow: Flow) -> tuple[list[Activation], list[Unrecognised]]:
+    """Activation functions, and what nearly was one."""
+    near: list[NearMiss] = []
+    found = find_activations(flow.graph, near)
+    return found, _unrecognised("activation", near)
+
+
+def list_attentions(flow: Flow, cores: list[Core], opset: int) -> list[Attention]:
+    """One record for each core: the recogniser's, which knows heads and scale, where it reads the core as well."""
+    by_node: dict[str, Attention] = {}
+    for attention in find_attentions(flow.graph, opset):
+        by_node.update(dict.fromkeys(attention.nodes, attention))
+    return [by_node.get(flow.nodes[core.last].name, core.describe(flow)) for core in cores]
+
+
+def _unrecognised(kind: str, near: Iterable[NearMiss]) -> list[Unrecognised]:
+    return [Unrecognised(f"{kind}: {miss.reason}", miss.node) for miss in near]

@@ -41,7 +41,8 @@ class Transition:
     Args:
         block: Name of the bridge block of the run that is entered or left.
         direction: ``entry``: from the last convolution to the first linear, matmul or 1x1-conv projection;
-            ``exit``: from the last linear of the run to the first convolution or pooling after it.
+            ``exit``: from the last linear of the run to the first convolution or pooling after it. For cross
+            attention between a map and tokens, the attention itself: an entry when tokens ask.
         nodes: Names of the nodes along the chain, both ends included.
     """
 

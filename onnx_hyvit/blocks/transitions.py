@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from .atoms import Atom
-from .attention import is_linear
-from .domain import CONVS, GLOBAL_POOLS, POOLS
+from .attention import Core, crosses, is_linear, origin
+from .domain import CONVS, GLOBAL_POOLS, POOLS, Domain
 from .flow import Flow
 from .runs import Run
 from .structure import Transition
 
 
-def find_transitions(flow: Flow, atoms: list[Atom], runs: list[Run], bridges: dict[str, str]) -> list[Transition]:
-    """Entry and exit chains of every run.
+def find_transitions(
+    flow: Flow, atoms: list[Atom], runs: list[Run], bridges: dict[str, str], domains: dict[str, Domain]
+) -> list[Transition]:
+    """Entry and exit chains of every run; for cross attention, the core itself is the chain.
 
     Args:
         flow: The graph's data flow.
         atoms: Its atoms.
         runs: Its runs.
         bridges: Bridge block of each node that lies in one.
+        domains: Domain of every tensor.
     """
     found: list[Transition] = []
     for run in runs:
-        entry = _entry_chain(flow, run)
+        crossing = [core for core in atoms[run.first].cores if crosses(flow, core, domains)]
+        if crossing:
+            found += [_cross_transition(flow, core, bridges, domains) for core in crossing]
+            continue
         block = bridges.get(flow.nodes[run.projections[0]].name, "")
-        found.append(Transition(block, "entry", tuple(flow.nodes[position].name for position in entry)))
+        found.append(Transition(block, "entry", _names(flow, _entry_chain(flow, run))))
         leaving = _exit_chain(flow, atoms, run)
         if leaving:
-            found.append(Transition(block, "exit", tuple(flow.nodes[position].name for position in leaving)))
+            found.append(Transition(block, "exit", _names(flow, leaving)))
     return found
+
+
+def _names(flow: Flow, positions: Iterable[int]) -> tuple[str, ...]:
+    return tuple(flow.nodes[position].name for position in positions)
+
+
+def _cross_transition(flow: Flow, core: Core, bridges: dict[str, str], domains: dict[str, Domain]) -> Transition:
+    """A map that asks tokens receives them (an exit); tokens that ask a map enter."""
+    source = origin(flow, core.query)
+    to_map = source in domains and domains[source].kind == "spatial"
+    names = _names(flow, sorted(core.members))
+    return Transition(bridges.get(names[0], ""), "exit" if to_map else "entry", names)
 
 
 def _entry_chain(flow: Flow, run: Run) -> list[int]:
