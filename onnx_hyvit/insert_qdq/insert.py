@@ -41,9 +41,7 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
         ModelError: The opset is below 13, which has no scales per channel.
     """
     if model.opset < MIN_OPSET:
-        raise ModelError(
-            f"{model.path}: opset {model.opset} has no scales per channel; raise it to 17"
-        )
+        raise ModelError(f"{model.path}: opset {model.opset} has no scales per channel; raise it to 17")
     graph = model.graph.copy()
     nodes = {node.name: node for node in graph.nodes}
     tensors = graph.tensors()
@@ -126,12 +124,27 @@ def _insert_pair(
         source = tensor
         result = new_variable(graph, f"{stem}_DequantizeLinear_Output", np.float32, shape)
         replace_uses(graph, tensor, result, keep=[node for node in tensor.outputs if node.name not in on_codes])
+    if plan.shield_float and _is_float_layer(source):
+        shielded = new_variable(graph, f"{stem}_Shield_Output", np.float32, shape)
+        add_node(graph, "Sum", [source], [shielded], stem=f"{stem}_Shield")
+        source = shielded
     codes = new_variable(graph, f"{stem}_QuantizeLinear_Output", dtype, shape)
     add_node(graph, "QuantizeLinear", [source, *params], [codes], stem=f"{stem}_QuantizeLinear")
     if limits is not None:
-        bounds = [new_constant(graph, f"{stem}_code_{word}", np.array(value, dtype))
-                  for word, value in zip(("min", "max"), limits, strict=True)]  # fmt: skip
+        words = zip(("min", "max"), limits, strict=True)
+        bounds = [new_constant(graph, f"{stem}_code_{word}", np.array(value, dtype)) for word, value in words]
         clipped = new_variable(graph, f"{stem}_Clip_Output", dtype, shape)
         add_node(graph, "Clip", [codes, *bounds], [clipped], stem=f"{stem}_Clip")
         codes = clipped
     add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear")
+
+
+def _is_float_layer(tensor: gs.Tensor) -> bool:
+    """Whether ``tensor`` comes, maybe through Relu or Clip, from a float convolution or Gemm that reads a DQ."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    while node is not None and node.op in ("Relu", "Clip") and node.inputs[0].inputs:
+        node = node.inputs[0].inputs[0]
+    if node is None or node.op not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    sources = [operand.inputs[0].op if operand.inputs else None for operand in node.inputs[:2]]
+    return sources == ["DequantizeLinear", None]

@@ -111,7 +111,7 @@ def _refuse(state: Colouring, node: gs.Node, residual: str, int8_names: frozense
     if node.domain not in DEFAULT_DOMAINS or has_subgraph(node):
         return "not a plain ONNX operator"
     if is_quantizable(node):
-        found = inspect_weighted(node, target)
+        found = inspect_weighted(node, target, state.made_in_int8(node.inputs[0]))
         if isinstance(found, str):
             return found
         state.weighted[node.name] = found

@@ -60,6 +60,7 @@ def make_plan(
         tied=tied,
         absorbed=dict(colours.absorbed),
         fold_clip=target.fold_clip,
+        shield_float=target.shield_float,
     )
 
 
@@ -106,7 +107,16 @@ def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSp
     return specs
 
 
+def _is_static(tensor: gs.Tensor) -> bool:
+    return tensor.shape is not None and all(isinstance(dim, int) for dim in tensor.shape)
+
+
 def _biases(colours: Colouring) -> dict[str, BiasSpec]:
+    """Biases that become int32 codes.
+
+    A runtime turns MatMul and Add into one integer kernel only when shapes are fixed; with free dimensions the bias
+    stays float, for its codes would be dequantized in every run.
+    """
     biases: dict[str, BiasSpec] = {}
     for name, unit in colours.weighted.items():
         tensor, node = unit.bias, unit.node
@@ -114,7 +124,7 @@ def _biases(colours: Colouring) -> dict[str, BiasSpec]:
         if add is not None:
             tensor = next(operand for operand in add.inputs if operand is not unit.node.outputs[0])
             node = add
-        if tensor is not None:
+        if tensor is not None and (add is None or _is_static(unit.activation)):
             biases[name] = BiasSpec(tensor.name, unit.activation.name, unit.weight.name, node.name)
     return biases
 

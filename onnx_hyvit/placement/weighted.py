@@ -47,12 +47,14 @@ def is_quantizable(node: gs.Node) -> bool:
     return node.op != "MatMul" or any(constant_of(tensor) is not None for tensor in node.inputs)
 
 
-def inspect_weighted(node: gs.Node, target: Target) -> Weighted | str:
+def inspect_weighted(node: gs.Node, target: Target, reads_codes: bool = False) -> Weighted | str:
     """What is needed to quantize ``node``, or the reason why it stays float.
 
     Args:
         node: A node for which ``is_quantizable`` holds.
         target: Rules of the runtime.
+        reads_codes: Its activation is made by an int8 node; a narrow convolution then costs less in int8 than the DQ
+            and Q around a float one.
     """
     rule = target.int8.get(node.op)
     if rule is None:
@@ -66,7 +68,7 @@ def inspect_weighted(node: gs.Node, target: Target) -> Weighted | str:
         return f"its weights are {weight.dtype}, expected float32"
     if weight.size == 0 or not np.isfinite(weight).all():
         return "its weights are empty, infinite or NaN"
-    reason = rule.refuses_attributes(node.attrs) or _refuse_shape(node, weight, rule)
+    reason = rule.refuses_attributes(node.attrs) or _refuse_shape(node, weight, rule, reads_codes)
     if reason is not None:
         return reason
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -96,7 +98,7 @@ def _output_channels(node: gs.Node, weight: np.ndarray) -> int:
     return weight.shape[channel_axis(node, weight) or 0]
 
 
-def _refuse_shape(node: gs.Node, weight: np.ndarray, rule: OpRule) -> str | None:
+def _refuse_shape(node: gs.Node, weight: np.ndarray, rule: OpRule, reads_codes: bool) -> str | None:
     if node.op == "MatMul":
         return "its weight is a vector" if weight.ndim < 2 else None
     if node.op == "Gemm":
@@ -104,7 +106,7 @@ def _refuse_shape(node: gs.Node, weight: np.ndarray, rule: OpRule) -> str | None
     group = int(node.attrs.get("group", 1))
     channels_in = weight.shape[1] * group if node.op == "Conv" else weight.shape[0]
     channels_out = _output_channels(node, weight)
-    if max(channels_in, channels_out) < rule.min_channels:
+    if not reads_codes and max(channels_in, channels_out) < rule.min_channels:
         return f"{max(channels_in, channels_out)} channels, int8 pays from {rule.min_channels}"
     depthwise = group > 1 and group == channels_in
     if depthwise and not rule.depthwise:

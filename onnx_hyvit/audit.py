@@ -1,0 +1,207 @@
+"""What ONNX Runtime really runs: read its optimised graph and sort the heavy kernels into int8 and float."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from .runtime import optimized_model
+
+INT8_KERNELS = frozenset(
+    {
+        "QLinearConv",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulIntegerToFloat",
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "QLinearConvTranspose",
+    }
+)
+FLOAT_KERNELS = frozenset(
+    {
+        "Conv",
+        "FusedConv",
+        "NhwcFusedConv",
+        "ConvTranspose",
+        "Gemm",
+        "FusedGemm",
+        "MatMul",
+        "FusedMatMul",
+        "TransposeMatMul",
+        "Attention",
+        "MultiHeadAttention",
+    }
+)
+BAD_KERNELS = {
+    "QLinearSoftmax": "5-9x slower than float, and wrong on an axis of length 1",
+    "QLinearAveragePool": "about 30x slower than float",
+    "DynamicQuantizeMatMul": "measures ranges at run time: not what was calibrated",
+}
+_FUSED_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_gemm|/\w+Fusion/*|_output_\d+)$")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One node of the optimised graph.
+
+    Args:
+        node: Name of the node in the model that was audited, where it can be told; else of the optimised one.
+        op: Operator that runs.
+        weighted: Whether it has a constant weight (an attention product has none).
+        detail: Why it is listed, where the list alone does not say it.
+    """
+
+    node: str
+    op: str
+    weighted: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The heavy kernels of an optimised graph.
+
+    Args:
+        int8: Convolutions and matrix products on int8 kernels.
+        float: Those on float kernels; ``weighted`` tells layers from attention products.
+        dequantized_weights: Initializers that are dequantized in every run, with their reader.
+        bad_kernels: Int8 kernels that are slow or wrong.
+        orphan_pairs: Q directly followed by DQ: costs time and accuracy, and no int8 kernel lies between.
+        counts: ``int8``, ``float``, ``float_weighted``, ``dequantized_weights``, ``bad_kernels``, ``orphan_pairs``.
+        operators: How often each operator occurs in the optimised graph.
+    """
+
+    int8: tuple[Kernel, ...]
+    float: tuple[Kernel, ...]
+    dequantized_weights: tuple[Kernel, ...]
+    bad_kernels: tuple[Kernel, ...]
+    orphan_pairs: tuple[Kernel, ...]
+    counts: dict[str, int]
+    operators: dict[str, int]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is dequantized at run time, and no bad kernel and no orphan pair is there."""
+        return not (self.dequantized_weights or self.bad_kernels or self.orphan_pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (JSON)."""
+        return {
+            "int8": [kernel.node for kernel in self.int8],
+            "float": [kernel.node for kernel in self.float],
+            **{
+                key: [dataclasses.asdict(kernel) for kernel in getattr(self, key)]
+                for key in ("dequantized_weights", "bad_kernels", "orphan_pairs")
+            },
+            "counts": dict(self.counts),
+            "operators": dict(self.operators),
+        }
+
+
+def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
+    """Audit the graph that ONNX Runtime makes of ``proto`` at its highest optimisation level.
+
+    Args:
+        proto: Any model that ONNX Runtime can load; usually an int8 QDQ model.
+        threads: Threads of the session that optimises it.
+
+    Raises:
+        RuntimeFailure: The model cannot be loaded.
+    """
+    optimized = optimized_model(proto, threads=threads)
+    graph = optimized.graph
+    names = {node.name for node in proto.graph.node}
+    constants = _constants(graph)
+    groups: dict[str, list[Kernel]] = {"int8": [], "float": []}
+    bad: list[Kernel] = []
+    for node in graph.node:
+        kernel = Kernel(original_name(node.name, names), node.op_type, _has_weight(node, constants))
+        if node.op_type in INT8_KERNELS:
+            groups["int8"].append(kernel)
+        elif node.op_type in FLOAT_KERNELS:
+            groups["float"].append(kernel)
+        if node.op_type in BAD_KERNELS:
+            bad.append(dataclasses.replace(kernel, detail=BAD_KERNELS[node.op_type]))
+    lists = {
+        **groups,
+        "dequantized_weights": _dequantized_weights(graph, names),
+        "bad_kernels": bad,
+        "orphan_pairs": _orphan_pairs(graph, names),
+    }
+    counts = {key: len(value) for key, value in lists.items()}
+    counts["float_weighted"] = sum(kernel.weighted for kernel in lists["float"])
+    operators = dict(sorted(Counter(node.op_type for node in graph.node).items()))
+    return Audit(**{key: tuple(value) for key, value in lists.items()}, counts=counts, operators=operators)
+
+
+def original_name(name: str, names: set[str]) -> str:
+    """Name of the node that an optimised node came from: its own without the endings that fusions append."""
+    stripped = name
+    while stripped and stripped not in names:
+        shorter = _FUSED_SUFFIX.sub("", stripped)
+        if shorter == stripped:
+            return name
+        stripped = shorter
+    return stripped or name
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Initializers, and what DQ, Reshape and Transpose nodes make of them."""
+    found = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "ReorderInput") and node.input[0] in found:
+            found.update(node.output)
+    return found
+
+
+def _has_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
+    position = 3 if node.op_type in ("QLinearConv", "QGemm", "QLinearMatMul") else 1
+    return len(node.input) > position and node.input[position] in constants
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def _dequantized_weights(graph: onnx.GraphProto, names: set[str]) -> list[Kernel]:
+    initializers = {tensor.name for tensor in graph.initializer}
+    readers = _readers(graph)
+    outputs = {value.name for value in graph.output}
+    found = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in initializers:
+            continue
+        users = readers.get(node.output[0], [])
+        if users or node.output[0] in outputs:
+            reader = users[0].op_type if users else "graph output"
+            detail = f"{node.input[0]}, read by {reader}"
+            found.append(Kernel(original_name(node.name, names), node.op_type, True, detail))
+    return found
+
+
+def _orphan_pairs(graph: onnx.GraphProto, names: set[str]) -> list[Kernel]:
+    readers = _readers(graph)
+    outputs = {value.name for value in graph.output}
+    found = []
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or node.output[0] in outputs:
+            continue
+        users = readers.get(node.output[0], [])
+        while len(users) == 1 and users[0].op_type == "Clip":
+            users = readers.get(users[0].output[0], [])
+        if all(user.op_type == "DequantizeLinear" for user in users):
+            name = original_name(node.name, names)
+            if name in names:  # else the layout pass of the runtime put it there: exact, and not ours to remove
+                found.append(Kernel(name, node.op_type, detail=f"tensor {node.input[0]}"))
+    return found

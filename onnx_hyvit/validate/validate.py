@@ -1,0 +1,120 @@
+"""The validator of a finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from ..audit import Audit, audit
+from ..errors import ModelError, ValidationError
+from ..runtime import OptimizationLevel, RuntimeFailure, make_session
+from .fused import compare_level, run_unfused
+from .patterns import Finding, find_patterns
+
+LEVELS: tuple[OptimizationLevel, ...] = ("basic", "extended", "all")
+DRIFT = 0.1
+
+
+def validate(
+    proto: onnx.ModelProto,
+    reference: onnx.ModelProto | None = None,
+    feeds: Mapping[str, np.ndarray] | None = None,
+    *,
+    threads: int = 2,
+) -> list[Finding]:
+    """Check a quantized model before it is handed out.
+
+    Checks, in order: ``onnx.checker`` with full shape inference; inputs and outputs as in ``reference``; no Q/DQ
+    pattern that fails (``find_patterns``); ONNX Runtime loads it at every optimisation level; with ``feeds``, every kernel of
+    each level agrees with the Q/DQ graph (``compare_fused``) and all outputs are finite; and what the optimised graph
+    says about speed (``audit``).
+
+    Args:
+        proto: The quantized model.
+        reference: The float model that it was made from.
+        feeds: One batch of inputs; without it nothing is run.
+        threads: Threads of the sessions.
+
+    Returns:
+        What is worth knowing but not wrong, such as a large drift between levels or a kernel that stayed float.
+
+    Raises:
+        ValidationError: The model is invalid, fails to load or run, or a kernel is wrong; one line names it.
+    """
+    _check_proto(proto)
+    if reference is not None:
+        _check_interface(proto, reference)
+    findings = find_patterns(proto)
+    for finding in findings:
+        if finding.fatal:
+            raise ValidationError(str(finding))
+    for level in ("none", *LEVELS):
+        try:
+            session = make_session(proto, optimize=level, threads=threads, name=f"quantized model at level {level}")
+            if feeds is not None:
+                _check_finite(session.run(feeds))
+        except RuntimeFailure as error:
+            raise ValidationError(str(error)) from error
+    if feeds is not None:
+        findings += _check_levels(proto, feeds, threads)
+    return findings + _from_audit(audit(proto, threads=threads))
+
+
+def _check_proto(proto: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except ValueError as error:
+        if "2GB" not in str(error) and "exceeds maximum" not in str(error):
+            raise ValidationError(f"onnx.checker refuses the model: {_one_line(error)}") from error
+    except Exception as error:
+        raise ValidationError(f"onnx.checker refuses the model: {_one_line(error)}") from error
+
+
+def _check_interface(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
+    constants = {tensor.name for tensor in reference.graph.initializer}
+    for kind in ("input", "output"):
+        wanted = [value for value in getattr(reference.graph, kind) if value.name not in constants]
+        found = {value.name: value for value in getattr(proto.graph, kind)}
+        for value in wanted:
+            if value.name not in found:
+                raise ValidationError(f"{kind} {value.name!r} of the float model is missing in the quantized one")
+            if found[value.name].type.tensor_type.elem_type != value.type.tensor_type.elem_type:
+                raise ValidationError(f"{kind} {value.name!r} has another type than in the float model")
+
+
+def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
+    for name, value in outputs.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValidationError(f"output {name!r} of the quantized model holds NaN or Inf")
+
+
+def _check_levels(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int) -> list[Finding]:
+    findings = []
+    plain = run_unfused(proto, feeds, threads)
+    for level in LEVELS:
+        try:
+            report = compare_level(proto, feeds, plain, level=level, threads=threads)
+        except ModelError as error:
+            raise ValidationError(f"at optimisation level {level}: {error}") from error
+        if not report.matches:
+            raise ValidationError(f"at optimisation level {level}: {report.culprit}")
+        if report.relative_diff > DRIFT:
+            message = (
+                f"outputs differ by {report.relative_diff:.0%} from the unfused graph, though each kernel is right"
+            )
+            findings.append(Finding("drift", f"level {level}", message))
+    return findings
+
+
+def _from_audit(report: Audit) -> list[Finding]:
+    findings = [Finding("bad-kernel", kernel.node, f"{kernel.op}: {kernel.detail}") for kernel in report.bad_kernels]
+    findings += [Finding("dequantized-weight", kernel.node, kernel.detail) for kernel in report.dequantized_weights]
+    findings += [Finding("orphan-pair", kernel.node, kernel.detail) for kernel in report.orphan_pairs]
+    return findings
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
