@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..infrastructure import GraphPass
+from . import compose_movement
 
-LAYOUT: tuple[GraphPass, ...] = ()
+LAYOUT: tuple[GraphPass, ...] = (compose_movement.PASS,)
 
 __all__ = ["LAYOUT"]
