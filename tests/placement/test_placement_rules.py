@@ -171,7 +171,8 @@ def test_movement_between_float_nodes_is_not_carried():
 
 
 def test_movement_in_front_of_int8_nodes_is_carried():
-    text = "g (float[1,8,8,16] x) => (float[1,16,8,8] y) { n = Softmax(x) t = Transpose<perm=[0,3,1,2]>(n) y = Conv(t, v) }"
+    text = """g (float[1,8,8,16] x) => (float[1,16,8,8] y) {
+        n = Softmax(x) t = Transpose<perm=[0,3,1,2]>(n) y = Conv(t, v) }"""
     plan = plan_of(parse(text, v=NEXT_WEIGHT))
     assert plan.carried_nodes == ("t",) and plan.tied == {"t": "n"}
 
