@@ -64,17 +64,22 @@ def _groups(flow: Flow, drafts: list[Draft]) -> list[tuple[str, list[gs.Node]]]:
             block_of[node.name] = earliest[node.name]
     for node in reversed(flow.auxiliary):
         users = [block_of[user.name] for tensor in node.outputs for user in tensor.outputs if user.name in block_of]
-        block_of[node.name] = min(users, default=len(drafts) - 1)
+        block_of[node.name] = min(users, default=earliest[node.name])
     members: list[list[gs.Node]] = [[] for _ in drafts]
     for node in flow.graph.nodes:
         members[block_of[node.name]].append(node)
     return [
-        (draft.kind, part) for draft, nodes in zip(drafts, members, strict=True) for part in _connected_parts(nodes)
+        (draft.kind, part)
+        for draft, nodes in zip(drafts, members, strict=True)
+        for part in _connected_parts(flow, nodes)
     ]
 
 
-def _connected_parts(nodes: list[gs.Node]) -> list[list[gs.Node]]:
-    """Weakly connected components, over tensors that are made or read in common (initializers do not connect)."""
+def _connected_parts(flow: Flow, nodes: list[gs.Node]) -> list[list[gs.Node]]:
+    """Weakly connected components, over tensors that are made or read in common (initializers do not connect).
+
+    Auxiliary nodes that nothing uses stay with the first component.
+    """
     leader: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -90,7 +95,13 @@ def _connected_parts(nodes: list[gs.Node]) -> list[list[gs.Node]]:
     parts: dict[str, list[gs.Node]] = {}
     for node in nodes:
         parts.setdefault(find("node " + node.name), []).append(node)
-    return list(parts.values())
+    working = [part for part in parts.values() if any(node.name in flow.position for node in part)]
+    if not working:
+        return list(parts.values())
+    used = {node.name for part in working for node in part}
+    first = {node.name for node in working[0]}
+    working[0] = [node for node in nodes if node.name in first or node.name not in used]
+    return working
 
 
 def _blocks(flow: Flow, groups: list[tuple[str, list[gs.Node]]]) -> list[Block]:
