@@ -2,7 +2,7 @@
 
 Before
     y = BatchNormalization(linear(x), gamma, beta, mean, var)       linear: Conv, ConvTranspose, Gemm, MatMul
-    y = BatchNormalization(reorder(linear(x)), ...)                 reorder: Reshape([-1, C]) or Transpose
+    y = BatchNormalization(reorder(linear(x)), ...)                 reorder: Reshape([-1, C]), Flatten or Transpose
 After
     y = linear'(x), resp. reorder(linear'(x))                       (MatMul: followed by an Add of the bias)
     y = x * s + t with s, t of shape [C, 1, ...] when nothing linear stands before it
@@ -91,6 +91,8 @@ def _axis_before(node: gs.Node, axis: int, channels: int) -> int | None:
     if node.op == "Identity":
         return axis
     rank = rank_of(node.inputs[0])
+    if node.op == "Flatten" and rank is not None and axis == 1 and node.attrs.get("axis", 1) in (rank - 1, -1):
+        return rank - 1
     target = ints_of(node, "shape", 1) if node.op == "Reshape" else None
     if target is None or rank is None:
         return None

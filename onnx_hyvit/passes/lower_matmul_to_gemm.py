@@ -24,13 +24,16 @@ from ..graph.edit import (
     new_constant,
     new_variable,
     only_consumer_of,
+    producer_of,
     rank_of,
+    scalar_of,
     take_over_output,
 )
 from ..graph.io import Model
 from ..graph.linear import channel_vector, foldable, output_channels, weight_of
 from ..graph.pattern import NearMiss
 from .infrastructure import GraphPass
+from .sink_reshapes import BINARY, UNARY
 
 
 def apply(model: Model, near_misses: list[NearMiss]) -> int:
@@ -97,11 +100,54 @@ def _target(graph: gs.Graph, node: gs.Node, leading: list[int], columns: int) ->
     if leading.count(-1) == 1:
         return new_constant(graph, f"{node.name}_shape", np.array([*leading, columns], np.int64))
     sizes = new_variable(graph, f"{node.name}_sizes", dtype=np.int64, shape=[len(leading)])
-    add_node(graph, "Shape", [node.inputs[0]], [sizes], stem=f"{node.name}_sizes", attrs={"start": 0, "end": -1})
+    add_node(
+        graph,
+        "Shape",
+        [_same_leading_sizes(node.inputs[0])],
+        [sizes],
+        stem=f"{node.name}_sizes",
+        attrs={"start": 0, "end": -1},
+    )
     last = new_constant(graph, f"{node.name}_columns", np.array([columns], np.int64))
     target = new_variable(graph, f"{node.name}_shape", dtype=np.int64, shape=[len(leading) + 1])
     add_node(graph, "Concat", [sizes, last], [target], stem=f"{node.name}_shape", attrs={"axis": 0})
     return target
+
+
+def _same_leading_sizes(tensor: gs.Tensor) -> gs.Tensor:
+    """A tensor before ``tensor`` with the same leading axes: between two lowered nodes nothing then reads the shape."""
+    for _ in range(8):
+        node = producer_of(tensor)
+        if node is None:
+            break
+        if node.op in UNARY or (node.op == "LayerNormalization" and node.attrs.get("axis", -1) == -1):
+            tensor = node.inputs[0]
+        elif node.op in BINARY and _data_of(node) is not None:
+            tensor = _data_of(node) or tensor
+        else:
+            return _restored_from(node) or tensor
+    return tensor
+
+
+def _data_of(node: gs.Node) -> gs.Tensor | None:
+    """``x`` of ``x op f(x)``, or of x and a fixed number."""
+    for data, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        if scalar_of(gate) is not None:
+            return data
+        unary = producer_of(gate)
+        if unary is not None and unary.op in UNARY and unary.inputs[0] is data:
+            return data
+    return None
+
+
+def _restored_from(node: gs.Node) -> gs.Tensor | None:
+    """The tensor whose leading sizes a Reshape of an earlier lowering restores."""
+    join = producer_of(node.inputs[1]) if node.op == "Reshape" else None
+    shape = producer_of(join.inputs[0]) if join is not None and join.op == "Concat" and len(join.inputs) == 2 else None
+    whole = (
+        shape is not None and shape.op == "Shape" and shape.attrs.get("end") == -1 and not shape.attrs.get("start", 0)
+    )
+    return shape.inputs[0] if shape is not None and whole else None
 
 
 def _rows(shape: list[int | str]) -> int | str:
