@@ -1,0 +1,219 @@
+"""Second moments of a layer's inputs, streamed, and what they give in closed form: ridge and bias correction.
+
+x is the float input of a layer, ``x~`` what the quantized graph feeds it, ``dx = x~ - x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CalibrationError, ConfigError
+
+_CHUNK = 8192  # positions unfolded at a time
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a Conv reads its input ``[B, C, *space]``.
+
+    Args:
+        kernel: Window extents.
+        strides: One per spatial axis.
+        pads: All begins, then all ends, as the ONNX attribute.
+        dilations: One per spatial axis.
+        group: Number of groups.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int = 1
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial extents of the output."""
+        rank = len(self.kernel)
+        return tuple(
+            (n + self.pads[axis] + self.pads[rank + axis] - (k - 1) * d - 1) // s + 1
+            for axis, (n, k, d, s) in enumerate(zip(size, self.kernel, self.dilations, self.strides, strict=True))
+        )
+
+
+def weight_rows(weight: np.ndarray, group: int = 1) -> np.ndarray:
+    """Conv weight ``[M, C/group, *kernel]``, or linear ``[out, in]``, as rows ``[group, M/group, C/group * taps]``."""
+    return weight.reshape(group, weight.shape[0] // group, -1)
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Moments of a layer's inputs, float64; P = group, I = inputs of one output (channels of a group times taps).
+
+    Args:
+        gram: ``E[x~ x~^T]``, ``[P, I, I]``.
+        cross: ``E[dx x~^T]``, ``[P, I, I]``.
+        mean: ``E[x]``, ``[P, I]``.
+        mean_quantized: ``E[x~]``, ``[P, I]``.
+        weight: Sum of the position weights (their number, if not weighted).
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    mean: np.ndarray
+    mean_quantized: np.ndarray
+    weight: float
+
+    @property
+    def centred_gram(self) -> np.ndarray:
+        """Covariance of ``x~``: what is left of the Gram matrix when the bias is corrected afterwards."""
+        return self.gram - self.mean_quantized[..., :, None] * self.mean_quantized[..., None, :]
+
+    @property
+    def centred_cross(self) -> np.ndarray:
+        """Covariance of dx and ``x~``."""
+        shift = self.mean_quantized - self.mean
+        return self.cross - shift[..., :, None] * self.mean_quantized[..., None, :]
+
+
+class GramAccumulator:
+    """Streams inputs of one layer into their moments; memory does not depend on the number of samples.
+
+    Args:
+        geometry: How a Conv reads its input; None for a linear layer, whose inputs are the last axis.
+        max_positions: Output positions used of each update, drawn at random; None uses all.
+        seed: Seed of the draw.
+    """
+
+    def __init__(
+        self, geometry: ConvGeometry | None = None, *, max_positions: int | None = None, seed: int = 0
+    ) -> None:
+        self.geometry = geometry
+        self.max_positions = max_positions
+        self._rng = np.random.default_rng(seed)
+        self._sums: list[np.ndarray] = []
+        self._weight = 0.0
+
+    def update(
+        self, x: np.ndarray, x_quantized: np.ndarray | None = None, position_weight: np.ndarray | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            x: Float input, ``[B, C, *space]`` for a Conv or ``[..., in]``.
+            x_quantized: What the quantized graph feeds, same shape; x when None.
+            position_weight: Weight of each output position, ``[B, *output space]`` for a Conv or ``[...]``; mean
+                squared gradients of the layer's output over channels, for instance.
+
+        Raises:
+            CalibrationError: The shapes differ.
+        """
+        if x_quantized is not None and x_quantized.shape != x.shape:
+            raise CalibrationError(f"inputs {x.shape} and quantized inputs {x_quantized.shape} differ in shape")
+        counts = self._output_shape(x.shape)
+        if position_weight is not None and tuple(position_weight.shape) != counts:
+            raise CalibrationError(f"expected position weights of shape {counts}, found {position_weight.shape}")
+        total = int(np.prod(counts))
+        chosen = np.arange(total)
+        if self.max_positions is not None and total > self.max_positions:
+            chosen = np.sort(self._rng.choice(total, self.max_positions, replace=False))
+        for start in range(0, len(chosen), _CHUNK):
+            part = chosen[start : start + _CHUNK]
+            weights = np.ones(len(part)) if position_weight is None else position_weight.reshape(-1)[part]
+            rows = self._unfold(x, part, counts)
+            quantized = rows if x_quantized is None else self._unfold(x_quantized, part, counts)
+            self._add(rows, quantized, weights.astype(np.float64), x_quantized is None)
+
+    def result(self) -> InputMoments:
+        """The moments so far.
+
+        Raises:
+            CalibrationError: Nothing was added.
+        """
+        if not self._weight > 0:
+            raise CalibrationError("no inputs were collected for the second moments of a layer")
+        gram, cross, mean, mean_quantized = (array / self._weight for array in self._sums)
+        return InputMoments(gram, cross, mean, mean_quantized, self._weight)
+
+    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.geometry is None:
+            return shape[:-1]
+        return (shape[0], *self.geometry.output_size(shape[2:]))
+
+    def _unfold(self, x: np.ndarray, positions: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
+        """Inputs of the given output positions, float64 ``[P, positions, I]``."""
+        if self.geometry is None:
+            return x.reshape(-1, x.shape[-1])[positions].astype(np.float64)[None]
+        how = self.geometry
+        rank = len(how.kernel)
+        where = np.unravel_index(positions, counts)
+        taps = []
+        for tap in np.ndindex(*how.kernel):
+            inside = np.ones(len(positions), bool)
+            index = []
+            for axis in range(rank):
+                place = where[1 + axis] * how.strides[axis] - how.pads[axis] + tap[axis] * how.dilations[axis]
+                inside &= (place >= 0) & (place < x.shape[2 + axis])
+                index.append(np.clip(place, 0, x.shape[2 + axis] - 1))
+            taps.append(x[(where[0], slice(None), *index)] * inside[:, None])
+        stacked = np.stack(taps, axis=-1).astype(np.float64)  # [positions, C, taps]
+        grouped = stacked.reshape(len(positions), how.group, -1)
+        return np.ascontiguousarray(grouped.swapaxes(0, 1))
+
+    def _add(self, rows: np.ndarray, quantized: np.ndarray, weights: np.ndarray, same: bool) -> None:
+        weighted = quantized * weights[:, None]
+        gram = quantized.swapaxes(-1, -2) @ weighted
+        cross = np.zeros_like(gram) if same else (quantized - rows).swapaxes(-1, -2) @ weighted
+        parts = [gram, cross, weights @ rows, weights @ quantized]
+        self._sums = parts if not self._sums else [old + new for old, new in zip(self._sums, parts, strict=True)]
+        self._weight += float(weights.sum())
+
+
+def ridge_correct(
+    weight: np.ndarray, moments: InputMoments, strength: float = 0.01, *, centred: bool = True
+) -> np.ndarray:
+    """Float weight that makes up for the error of the quantized inputs (ERQ, arXiv 2407.06794).
+
+    Minimises ``E|(W + dW) x~ - W x|^2 + l |dW|^2``, l = ``strength`` times the mean diagonal of the Gram matrix:
+    ``dW = -W E[dx x~^T] (E[x~ x~^T] + l I)^-1``. With ``centred`` the bias is free too, to be set by ``bias_shift``.
+
+    Args:
+        weight: Rows ``[P, out, I]``.
+        moments: Moments of the layer's inputs.
+        strength: Regularisation, >= 0.
+        centred: Use covariances.
+
+    Returns:
+        ``W + dW``, float64, same shape. Rounding it with ``gram`` (or ``centred_gram``) minimises the error against the
+        float layer.
+
+    Raises:
+        ConfigError: ``strength`` is negative.
+    """
+    if strength < 0:
+        raise ConfigError(f"strength must not be negative, found {strength}")
+    gram = moments.centred_gram if centred else moments.gram
+    cross = moments.centred_cross if centred else moments.cross
+    energy = np.diagonal(gram, axis1=-2, axis2=-1).mean(axis=-1)[..., None, None]
+    level = np.where(energy > 0, energy, 1.0) * max(strength, 1e-12)
+    damped = gram + level * np.eye(gram.shape[-1])
+    weight = np.asarray(weight, np.float64)
+    change = np.linalg.solve(damped, (weight @ cross).swapaxes(-1, -2)).swapaxes(-1, -2)
+    return weight - change
+
+
+def bias_shift(weight: np.ndarray, weight_quantized: np.ndarray, moments: InputMoments) -> np.ndarray:
+    """What to add to the bias so that the mean output stays: ``-(E[W^ x~] - E[W x])``.
+
+    Args:
+        weight: Float rows ``[P, out, I]``.
+        weight_quantized: Dequantized rows, same shape.
+        moments: Moments of the layer's inputs.
+
+    Returns:
+        float64 ``[P * out]``, in the order of the layer's output channels.
+    """
+    quantized = np.einsum("poi,pi->po", np.asarray(weight_quantized, np.float64), moments.mean_quantized)
+    exact = np.einsum("poi,pi->po", np.asarray(weight, np.float64), moments.mean)
+    return (exact - quantized).reshape(-1)
