@@ -35,7 +35,7 @@ def find_structure(model: Model, shapes: Shapes) -> Structure:
     cores, misses = find_cores(flow)
     atoms = find_atoms(flow, cores, domains)
     runs = find_runs(flow, atoms)
-    drafts = draft_blocks(flow, atoms, runs, domains)
+    drafts = draft_blocks(flow, atoms, runs, domains) or [Draft("head", [])]
     groups = _groups(flow, drafts)
     blocks = _blocks(flow, groups)
     misses += _tokens_without_attention(flow, drafts, atoms) + _lost_channels(flow, atoms, domains)

@@ -1,7 +1,8 @@
 """The data flow of a graph: which nodes carry data, and where the flow is narrow enough to be cut.
 
 A node *carries data* when its result depends on the values of a graph input; constants and shape arithmetic (whatever
-hangs on ``Shape`` or ``Size`` only) are *auxiliary* and belong to the block that uses them.
+hangs on ``Shape`` or ``Size`` only) and nodes that reach no result are *auxiliary*: they belong to the block that uses
+them, or else to the one they read from.
 """
 
 from __future__ import annotations
@@ -49,25 +50,21 @@ class Flow:
         self.graph = graph
         self.shapes = shapes
         self.data: set[str] = {tensor.name for tensor in graph.inputs}
-        self.nodes: list[gs.Node] = []
-        self.auxiliary: list[gs.Node] = []
+        carriers: list[gs.Node] = []
         for node in graph.nodes:
             reads = node.op not in _SHAPE_SOURCES and any(tensor.name in self.data for tensor in node.inputs)
             if reads or _reads_from_outside(node, self.data):
-                self.nodes.append(node)
+                carriers.append(node)
                 self.data.update(tensor.name for tensor in node.outputs if tensor.name)
-            else:
-                self.auxiliary.append(node)
-        self.nodes = _depth_first(self.nodes, [tensor.name for tensor in graph.outputs], self.data)
+        self.nodes = _depth_first(carriers, [tensor.name for tensor in graph.outputs], self.data)
         self.position = {node.name: index for index, node in enumerate(self.nodes)}
+        self.auxiliary = [node for node in graph.nodes if node.name not in self.position]
         self.made_at: dict[str, int] = {}
         self.read_at: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for name in self.inputs(index):
                 self.read_at.setdefault(name, []).append(index)
-            for tensor in node.outputs:
-                if tensor.name:
-                    self.made_at[tensor.name] = index
+            self.made_at.update((tensor.name, index) for tensor in node.outputs if tensor.name)
 
     def inputs(self, position: int) -> list[str]:
         """Names of the data tensors that the node at ``position`` reads."""
@@ -140,7 +137,7 @@ class Flow:
 
 
 def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> list[gs.Node]:
-    """Post-order from the results, the deepest input first; nodes that reach no result come last."""
+    """Post-order from the results, the deepest input first; nodes that reach no result are left out."""
     maker = {tensor.name: index for index, node in enumerate(nodes) for tensor in node.outputs if tensor.name}
     sources: list[list[int]] = []
     depth: list[int] = []
@@ -152,7 +149,7 @@ def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> li
     order: list[gs.Node] = []
     done = [False] * len(nodes)
     roots = [maker[name] for name in results if name in maker]
-    for root in [*sorted(roots, key=lambda index: -depth[index]), *range(len(nodes))]:
+    for root in sorted(roots, key=lambda index: -depth[index]):
         pending = [root]
         while pending:
             index = pending[-1]

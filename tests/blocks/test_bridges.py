@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +22,10 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 ENTRIES = {entry["file"]: entry for entry in json.loads((CORPUS / "index.json").read_text())["models"]}
 FILES = sorted(ENTRIES)
 RAW, PREPARED = "raw", "canonical"
+CASES = [(file, PREPARED) for file in FILES] + [
+    (file, RAW)
+    for file in {(entry["architecture"], entry["exporter"]): name for name, entry in ENTRIES.items()}.values()
+]
 SAME_RESOLUTION = {"caformer": 1}
 """The reduced CAFormer has no down-sampling between its two attention stages: one run, so one bridge."""
 
@@ -37,8 +40,7 @@ def _load(file: str, form: str) -> tuple[Model, onnx.ModelProto, dict[str, tuple
     return model, proto, shapes, find_structure(model, shapes)
 
 
-@pytest.mark.parametrize("form", [RAW, PREPARED])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("file", "form"), CASES)
 def test_bridges_and_attentions_are_those_counted_by_hand(file: str, form: str) -> None:
     structure = _load(file, form)[3]
     entry = ENTRIES[file]
@@ -47,27 +49,19 @@ def test_bridges_and_attentions_are_those_counted_by_hand(file: str, form: str) 
     assert len(structure.attentions) == ENTRIES[file]["expected_attentions"]
 
 
-def _architectures() -> dict[str, list[str]]:
-    files: dict[str, list[str]] = defaultdict(list)
-    for file, entry in ENTRIES.items():
-        files[entry["architecture"]].append(file)
-    return files
-
-
-@pytest.mark.parametrize("architecture", sorted(_architectures()))
+@pytest.mark.parametrize("architecture", sorted({entry["architecture"] for entry in ENTRIES.values()}))
 def test_same_kinds_whichever_exporter_and_with_or_without_passes(architecture: str) -> None:
     found = {
         (file, form): [block.kind for block in _load(file, form)[3].blocks]
-        for file in _architectures()[architecture]
-        for form in (RAW, PREPARED)
+        for file, form in CASES
+        if ENTRIES[file]["architecture"] == architecture
     }
     reference = next(iter(found.values()))
     different = {key: kinds for key, kinds in found.items() if kinds != reference}
     assert not different, reference
 
 
-@pytest.mark.parametrize("form", [RAW, PREPARED])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("file", "form"), CASES)
 def test_blocks_partition_all_nodes_in_topological_order(file: str, form: str) -> None:
     model, _, _, structure = _load(file, form)
     number = {node: index for index, block in enumerate(structure.blocks) for node in block.nodes}

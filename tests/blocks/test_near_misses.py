@@ -154,6 +154,13 @@ def test_scrambling_reshape_is_named() -> None:
     assert [miss.node for miss in misses] == [makers["t0"]]
 
 
+def test_unused_nodes_and_a_constant_result_are_still_partitioned() -> None:
+    body = "a = Relu (image)\nunused = Transpose (a)\nout = Constant <value_floats = [1.0, 2.0]> ()"
+    proto = _model(body, "float[2] out")
+    structure, _ = _structure(proto)
+    assert sum(len(block.nodes) for block in structure.blocks) == 3
+
+
 @pytest.mark.parametrize(
     ("node", "shapes", "expected"),
     [
