@@ -64,7 +64,7 @@ def gptq_round(
 ) -> np.ndarray:
     """Codes by optimal brain quantization in a fixed order (GPTQ, arXiv 2210.17323; OBQ, arXiv 2208.11580).
 
-    Column by column the weight is rounded and its error ``e_j = (w_j - q_j) / U_jj`` is spread over the columns
+    Column by column the weight is rounded and its error ``e_j = (w_j - q_j) / U_jj`` is spread over the columns that
     are still free, ``w_k -= e_j U_jk``, where ``U^T U = (G + d mean(diag G) I)^-1`` is the upper Cholesky factor.
     Sweeps of coordinate descent follow: each code in turn takes its best value for the others as they are, so the error
     never grows.
