@@ -9,6 +9,7 @@ import jax2onnx
 import numpy as np
 import onnx
 
+from .jax_models import forward
 from .record import Architecture, Export, seeded_input
 
 EXPORTS = {
@@ -31,7 +32,7 @@ def export_model(
     model = architecture.build()
     sample = seeded_input(architecture.shape)
     batch = np.concatenate([sample, seeded_input(architecture.shape, seed=8)]) if export.dynamic else sample
-    outputs = [np.asarray(model(jnp.asarray(batch)))]
+    outputs = [np.asarray(forward(model, jnp.asarray(batch)))]
     nchw = export.label.endswith("nchw")
     shape = ("B" if export.dynamic else 1, *architecture.shape[1:])
     options = {"inputs_as_nchw": [0]} if nchw else {}

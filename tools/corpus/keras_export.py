@@ -21,6 +21,7 @@ EXPORTS = {
     for export in (
         Export("keras", "keras", None, dynamic=True),
         Export("tf2onnx-13", "tf2onnx", 13, dynamic=True),
+        Export("tf2onnx-18", "tf2onnx", 18, dynamic=True),
         Export("tf2onnx-18-nchw", "tf2onnx", 18, dynamic=False),
     )
 }

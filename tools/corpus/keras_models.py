@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -52,35 +54,58 @@ class Fold(layers.Layer):
         return ops.reshape(ops.transpose(x, (0, 3, 1, 4, 2, 5)), (-1, self.height, self.width, x.shape[-1]))
 
 
-def transformer(x: keras.KerasTensor, dim: int, heads: int = 4) -> keras.KerasTensor:
-    """Pre-norm transformer block with Keras' own attention (einsum)."""
+@keras.saving.register_keras_serializable(package="corpus")
+class DotAttention(layers.Layer):
+    """Softmax attention on (B, P, N, 3 C) by matmuls, as many models spell it out."""
+
+    def __init__(self, heads: int, **options: object) -> None:
+        super().__init__(**options)
+        self.heads = heads
+
+    def call(self, qkv: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns (B, P, N, C)."""
+        _, patch, tokens, width = qkv.shape
+        dim = width // 3
+        qkv = ops.reshape(qkv, (-1, patch, tokens, 3, self.heads, dim // self.heads))
+        q, k, v = ops.unstack(ops.transpose(qkv, (3, 0, 1, 4, 2, 5)), 3, axis=0)
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 2, 4, 3))) * (dim // self.heads) ** -0.5
+        mixed = ops.matmul(ops.softmax(scores, axis=-1), v)
+        return ops.reshape(ops.transpose(mixed, (0, 1, 3, 2, 4)), (-1, patch, tokens, dim))
+
+
+def transformer(x: keras.KerasTensor, dim: int, einsum: bool, heads: int = 4) -> keras.KerasTensor:
+    """Pre-norm transformer block, with Keras' own attention (einsum) or with matmuls."""
     y = layers.LayerNormalization(epsilon=1e-5)(x)
-    x = layers.Add()([x, layers.MultiHeadAttention(heads, dim // heads)(y, y)])
+    if einsum:
+        y = layers.MultiHeadAttention(heads, dim // heads)(y, y)
+    else:
+        y = layers.Dense(dim)(DotAttention(heads)(layers.Dense(3 * dim)(y)))
+    x = layers.Add()([x, y])
     y = layers.LayerNormalization(epsilon=1e-5)(x)
     y = layers.Dense(dim)(layers.Dense(2 * dim, activation="silu")(y))
     return layers.Add()([x, y])
 
 
-def mobilevit_block(x: keras.KerasTensor, dim: int, depth: int) -> keras.KerasTensor:
+def mobilevit_block(x: keras.KerasTensor, dim: int, depth: int, einsum: bool) -> keras.KerasTensor:
     """Local convolutions, transformers on unfolded patches, projection, fusion with the input."""
     channels = x.shape[-1]
     y = layers.Conv2D(dim, 1, use_bias=False)(conv(x, channels, 3))
     height, width = y.shape[1:3]
     y = Unfold()(y)
     for _ in range(depth):
-        y = transformer(y, dim)
+        y = transformer(y, dim, einsum)
     y = Fold(height, width)(layers.LayerNormalization(epsilon=1e-5)(y))
     return conv(layers.Concatenate()([x, conv(y, channels, 1)]), channels, 3)
 
 
-def mobilevit() -> keras.Model:
+def mobilevit(einsum: bool = True) -> keras.Model:
     """The whole classifier, with random weights."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(1234)
     image = layers.Input((128, 128, 3), name="image")
     x = inverted_residual(inverted_residual(conv(image, 8, 3, 2), 8, 1), 8, 2)
     for filters, dim, depth in ((8, 12, 2), (12, 16, 2), (12, 16, 1)):
-        x = mobilevit_block(inverted_residual(x, filters, 2), dim, depth)
+        x = mobilevit_block(inverted_residual(x, filters, 2), dim, depth, einsum)
     x = layers.GlobalAveragePooling2D()(conv(x, 32, 1))
     model = keras.Model(image, layers.Dense(10, name="scores")(x), name="mobilevit")
     randomize(model)
@@ -114,5 +139,11 @@ def randomize(model: keras.Model) -> None:
 
 def architectures() -> list[Architecture]:
     """MobileViT through Keras' own export and through tf2onnx."""
-    exporters = ("keras", "tf2onnx-13", "tf2onnx-18-nchw")
-    return [Architecture("keras_mobilevit", "mobilevit", mobilevit, (1, 128, 128, 3), 3, 5, NOTE, exporters)]
+    shape, both = (1, 128, 128, 3), ("keras", "tf2onnx-13", "tf2onnx-18-nchw")
+    found = []
+    for name, build, exporters in (
+        ("keras_mobilevit", mobilevit, both),
+        ("keras_mobilevit_matmul", partial(mobilevit, einsum=False), ("tf2onnx-18",)),
+    ):
+        found.append(Architecture(name, "mobilevit", build, shape, 3, 5, NOTE, exporters, source="keras"))
+    return found

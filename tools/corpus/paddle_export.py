@@ -44,7 +44,10 @@ def export_model(
         program = next(p for p in (path.with_suffix(".json"), path.with_suffix(".pdmodel")) if p.exists())
         target = path.with_suffix(".onnx")
         paddle2onnx.export(
-            str(program), str(path.with_suffix(".pdiparams")), str(target), opset_version=export.opset,
+            str(program),
+            str(path.with_suffix(".pdiparams")),
+            str(target),
+            opset_version=export.opset,
             optimize_tool="None",
         )
         return onnx.load(target), paddle2onnx.__version__, batch, outputs

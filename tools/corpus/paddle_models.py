@@ -101,4 +101,5 @@ def build() -> nn.Layer:
 def architectures() -> list[Architecture]:
     """The recogniser through paddle2onnx."""
     exporters = ("paddle2onnx-11", "paddle2onnx-17")
-    return [Architecture("paddle_svtr_neck", "svtr", build, (1, 3, 48, 160), 1, 2, NOTE, exporters, dynamic_width=True)]
+    options = {"dynamic_width": True, "source": "paddlepaddle"}
+    return [Architecture("paddle_svtr_neck", "svtr", build, (1, 3, 48, 160), 1, 2, NOTE, exporters, **options)]

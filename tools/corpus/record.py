@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Architecture:
         note: how `bridges` was counted.
         exporters: labels of the exporters that write it.
         dynamic_width: whether exporters of the dynamic kind also leave the last axis open.
+        source: package which the model comes from; the framework itself where this corpus defines it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Architecture:
     note: str
     exporters: tuple[str, ...] = ()
     dynamic_width: bool = False
+    source: str = "torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,7 @@ def write(
         "file": path.name,
         "family": architecture.family,
         "architecture": architecture.name,
+        "source": f"{architecture.source} {importlib.metadata.version(architecture.source)}",
         "exporter": export.kind,
         "exporter_version": version,
         "attention_spelling": "eager" if export.eager else "framework default",

@@ -14,7 +14,7 @@ from .torch_weights import randomize
 
 FULL = ("torchscript-13", "torchscript-17", "torchscript-20", "dynamo-18", "dynamo-20", "dynamo-23")
 BRIEF = ("torchscript-17", "dynamo-20")
-EAGER = ("torchscript-17-eager", "dynamo-18-eager")
+EAGER = ("torchscript-17-eager",)
 
 
 def seeded(name: str, shape: tuple[int, ...], make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -283,7 +283,7 @@ HYBRID: tuple[tuple[Any, ...], ...] = (
     ("swin", "swin", _swin, 64, 1, 4, "the patch embedding; patch merging stays in tokens (NHWC)", FULL),
     ("vit_qk_norm", "vit", _vit_qk_norm, 64, 1, 2, "the patch embedding", BRIEF),
     ("coatnet", "coatnet", partial(_maxxvit, "coatnet"), 128, 2, 3,
-     "one per transformer stage (3 and 4); attention keeps NCHW and 1x1 convs", BRIEF + EAGER[:1]),
+     "one per transformer stage (3 and 4); attention keeps NCHW and 1x1 convs", BRIEF),
     ("maxvit", "maxvit", partial(_maxxvit, "maxvit"), 128, 4, 8,
      "one per stage: each block is MBConv, window attention, grid attention", BRIEF),
     ("caformer", "metaformer", partial(_metaformer, "caformer"), 128, 2, 3,
@@ -308,9 +308,9 @@ def architectures() -> list[Architecture]:
     for name, family, make, size, bridges, attentions, note, exporters in HYBRID:
         shape = (1, 3, size, size)
         build = seeded(name, shape, make)
-        found.append(Architecture(name, family, build, shape, bridges, attentions, note, exporters))
+        found.append(Architecture(name, family, build, shape, bridges, attentions, note, exporters, source="timm"))
     for name, family, make, size, exporters in CONVOLUTIONAL:
         shape = (1, 3, size, size)
         build = seeded(name, shape, make)
-        found.append(Architecture(name, family, build, shape, 0, 0, "no attention anywhere", exporters))
+        found.append(Architecture(name, family, build, shape, 0, 0, "no attention", exporters, source="timm"))
     return found

@@ -27,7 +27,6 @@ EXPORTS = {
         Export("dynamo-20", "dynamo", 20, dynamic=True),
         Export("dynamo-23", "dynamo", 23, dynamic=False),
         Export("torchscript-17-eager", "torchscript", 17, dynamic=False, eager=True),
-        Export("dynamo-18-eager", "dynamo", 18, dynamic=False, eager=True),
     )
 }
 

@@ -65,5 +65,6 @@ def architectures() -> list[Architecture]:
     for name, family, make, bridges, attentions, note in rows:
         build = seeded(name, shape, partial(make))
         exporters = BRIEF if name != "hf_mobilevit_v2" else (*BRIEF, "torchscript-20")  # 17 has no Col2Im
-        found.append(Architecture(name, family, build, shape, bridges, attentions, note, exporters))
+        counts = (bridges, attentions, note)
+        found.append(Architecture(name, family, build, shape, *counts, exporters, source="transformers"))
     return found
