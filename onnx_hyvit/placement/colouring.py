@@ -130,7 +130,8 @@ def _refuse_glue(state: Colouring, node: gs.Node, rule: OpRule, residual: str, w
     reason = rule.refuses_attributes(node.attrs) or _refuse_operands(state, node, operands)
     if reason is not None or wanted:
         return reason
-    if not _mostly_int8(state, operands):
+    joins_for_layers = node.op == "Concat" and any(map(state.made_in_int8, operands)) and _read_by_layers(state, node)
+    if not joins_for_layers and not _mostly_int8(state, operands):
         return "its operands come from float nodes"
     return refuse_addition(state, node, operands, residual) if node.op == "Add" else None
 
@@ -157,6 +158,17 @@ def _mostly_int8(state: Colouring, operands: list[gs.Tensor]) -> bool:
     if any(size is None for size in sizes.values()):
         return False
     return sum(sizes[tensor.name] or 0 for tensor in outside) <= CHEAP_SHARE * sum(size or 0 for size in sizes.values())
+
+
+def _read_by_layers(state: Colouring, node: gs.Node) -> bool:
+    """Whether only int8 layers read the output of ``node``, so that it is quantized in any case."""
+    output = node.outputs[0]
+    if output.name in state.outer_names or is_graph_output(state.graph, output):
+        return False
+    return bool(output.outputs) and all(
+        is_quantizable(user) and isinstance(inspect_weighted(user, state.target, True), Weighted)
+        for user in output.outputs
+    )
 
 
 def _refuse_carried(state: Colouring, node: gs.Node, rule: OpRule) -> str | None:
@@ -221,12 +233,30 @@ def _is_float32(state: Colouring, tensor: gs.Tensor) -> bool:
 
 
 def _release_outputs(state: Colouring) -> None:
-    """Drop the Q of a Gemm or MatMul that only float nodes read: its kernel writes float by itself."""
+    """Drop the Q of a Gemm or MatMul whose values end, moved or not, in float nodes only: its kernel writes float."""
     if state.target.matmul_output != "float":
         return
     for node in state.graph.nodes:
         if node.name not in state.weighted or node.op not in ("Gemm", "MatMul"):
             continue
         output = state.unit_output(node)
-        if not any(state.reads_codes(user, output) for user in output.outputs):
-            state.float_outputs.add(output.name)
+        moved = _movement_behind(state, output)
+        ends = [user for tensor in [output, *(move.outputs[0] for move in moved)] for user in tensor.outputs]
+        if any(state.of(user) == INT8 for user in ends):
+            continue
+        state.float_outputs.add(output.name)
+        for move in moved:
+            state.colours[move.name] = FLOAT
+            state.reasons[move.name] = "it moves values that only float nodes read"
+
+
+def _movement_behind(state: Colouring, tensor: gs.Tensor) -> list[gs.Node]:
+    """Carried nodes that read ``tensor``, directly or through each other."""
+    found: list[gs.Node] = []
+    stack = [tensor]
+    while stack:
+        for user in stack.pop().outputs:
+            if state.of(user) == CARRIED and all(user is not node for node in found):
+                found.append(user)
+                stack.append(user.outputs[0])
+    return found

@@ -28,8 +28,8 @@ def validate(
 
     Checks, in order: ``onnx.checker`` with full shape inference; inputs and outputs as in ``reference``; no Q/DQ
     pattern that fails (``find_patterns``); ONNX Runtime loads it at every optimisation level; with ``feeds``, every
-    kernel of each level agrees with the Q/DQ graph (``compare_fused``) and all outputs are finite; and what the optimised graph
-    says about speed (``audit``).
+    kernel of each level agrees with the Q/DQ graph (``compare_fused``) and all outputs are finite; and what the
+    optimised graph says about speed (``audit``).
 
     Args:
         proto: The quantized model.

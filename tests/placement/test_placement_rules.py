@@ -257,3 +257,20 @@ def test_bits_narrow_the_codes_but_never_widen_the_target_s():
 def test_a_target_that_wants_codes_behind_a_matmul_gets_them():
     target = dataclasses.replace(ORT, matmul_output="int8")
     assert "f" in plan_of(transformer(), target).activations
+
+
+def test_concat_with_a_float_operand_is_int8_when_a_layer_reads_it():
+    tail = "n = Softmax(x) t = Transpose<perm=[0,1,3,2]>(n) e = Concat<axis=1>(c, t) y = Conv(e, v)"
+    plan = plan_of(conv_then(tail, v=weight(16, 32, 1, 1)))
+    assert "e" in plan.int8_nodes and plan.carried_nodes == ("t",) and plan.tied == {"t": "n"}
+    plan = plan_of(conv_then("n = Softmax(x) y = Concat<axis=1>(c, n)", shape="1,32,8,8"))
+    assert "y" in plan.float_nodes
+
+
+def test_movement_behind_a_linear_layer_is_float_when_only_float_nodes_read_it():
+    text = """g (float[1,8,16] x) => (float[1,16,8] y) {
+        m = MatMul(x, w) t = Transpose<perm=[0,2,1]>(m) y = Softmax(t) }"""
+    plan = plan_of(parse(text, w=weight(16, 16)))
+    assert plan.int8_nodes == ("m",) and not plan.carried_nodes and set(plan.activations) == {"x"}
+    conv = plan_of(conv_then("t = Transpose<perm=[0,2,3,1]>(c) y = Softmax(t)", shape="1,8,8,16"))
+    assert conv.carried_nodes == ("t",), "a convolution writes codes in any case"
