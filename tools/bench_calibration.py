@@ -48,7 +48,7 @@ def main() -> None:
         rows += [("quantize_static minmax", args.samples)] + [
             (f"collect {name}", args.samples) for name in args.methods
         ]
-        rows += [] if "quantize" in args.skip else [("quantize minmax", args.samples)]
+        rows += [] if "quantize" in args.skip else [(f"quantize {name}", args.samples) for name in args.methods]
     if "memory" not in args.skip:
         rows += [(f"collect {name}", count) for name in args.methods for count in args.memory]
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,8 @@ def run_quantize(proto: onnx.ModelProto, model: str, source: Source, method: str
     import onnx_hyvit
 
     with tempfile.TemporaryDirectory() as folder:
-        onnx_hyvit.quantize(model, str(Path(folder, "out.onnx")), calibration=source)
+        config = onnx_hyvit.QuantConfig(recipe=method)
+        onnx_hyvit.quantize(model, str(Path(folder, "out.onnx")), calibration=source, config=config)
 
 
 def run_quantize_static(proto: onnx.ModelProto, model: str, source: Source, method: str) -> None:
