@@ -16,6 +16,8 @@ from ..errors import CalibrationError, ConfigError, HyvitError
 from .expose import check_tensors, concrete_shape, expose, tensor_types, watch_for_nan
 from .session import ModelSource, OptimizationLevel, RuntimeFailure, Session, make_session
 
+# idle threads of the session would spin while the observers work
+_NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 Progress = Callable[[int, int, str], None]
 Batch = tuple[Sequence[object], Mapping[str, np.ndarray]]
 
@@ -138,7 +140,12 @@ def _plan(
     reduced = {name: axes for name, axes in _reductions(observers, shapes).items() if name not in feeds}
     whole = [name for name in observers if name not in reduced and name not in feeds]
     sizes = {name: shape for name in whole if (shape := shapes[name]) is not None}
-    options: dict[str, Any] = {"threads": threads, "external_folder": folder, "name": "calibration model"}
+    options: dict[str, Any] = {
+        "threads": threads,
+        "external_folder": folder,
+        "name": "calibration model",
+        "config": _NO_SPINNING,
+    }
     if len(sizes) < len(whole):
         sizes = _probe(proto, whole, feeds, options)
     runs: list[_Run] = []
