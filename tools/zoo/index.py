@@ -115,7 +115,8 @@ def count_macs(model: onnx.ModelProto) -> int:
     graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        shapes[value.name] = (*(dim or 1 for dim in dims[:1]), *dims[1:])  # an unknown first dimension is the batch
     return sum(_node_macs(node, shapes) for node in graph.node)
 
 
