@@ -68,11 +68,13 @@ def _groups(flow: Flow, drafts: list[Draft]) -> list[tuple[str, list[gs.Node]]]:
     members: list[list[gs.Node]] = [[] for _ in drafts]
     for node in flow.graph.nodes:
         members[block_of[node.name]].append(node)
-    return [
-        (draft.kind, part)
-        for draft, nodes in zip(drafts, members, strict=True)
-        for part in _connected_parts(flow, nodes)
-    ]
+    groups: list[tuple[str, list[gs.Node]]] = []
+    for draft, nodes in zip(drafts, members, strict=True):
+        last = flow.nodes[max(draft.positions)].name if draft.positions else ""
+        for part in _connected_parts(flow, nodes):
+            side = draft.kind == "bridge" and all(node.name != last for node in part)
+            groups.append(("conv" if side else draft.kind, part))
+    return groups
 
 
 def _connected_parts(flow: Flow, nodes: list[gs.Node]) -> list[list[gs.Node]]:
