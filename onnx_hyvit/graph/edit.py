@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -106,7 +106,7 @@ def add_node(
     outputs: Sequence[gs.Tensor] | None = None,
     *,
     stem: str | None = None,
-    attrs: dict[str, object] | None = None,
+    attrs: Mapping[str, object] | None = None,
     domain: str | None = None,
 ) -> gs.Node:
     """Append a node to the graph (order is restored by ``graph.toposort()``).

@@ -200,7 +200,7 @@ def _import(proto: onnx.ModelProto, name: str) -> Model:
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(proto)
     for part in ("node", "initializer", "sparse_initializer", "value_info", "input", "output"):
-        skeleton.graph.ClearField(part)  # type: ignore[arg-type]
+        skeleton.graph.ClearField(part)
     docs = {
         node.output[0]: node
         for node in _without_tensors(proto.graph.node)
@@ -274,7 +274,7 @@ def model_to_proto(model: Model, *, check: bool = False) -> onnx.ModelProto:
         (skeleton.training_info, proto.training_info),
     ):
         del destination[:]
-        destination.extend(source)  # type: ignore[arg-type]
+        destination.extend(source)
     _restore_functions(proto, skeleton)
     _restore_node_docs(proto, model.origin)
     if check:

@@ -33,7 +33,7 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
             continue
         stem = match.root.name
         outputs = [new_variable(graph, f"{stem}_gelu")]
-        attrs: dict[str, object] = {"approximate": APPROXIMATE[kind]}
+        attrs = {"approximate": APPROXIMATE[kind]}
         node = add_node(graph, "Gelu", [match.tensor("x")], outputs, stem=f"{stem}_gelu", attrs=attrs)
         take_over_output(node, match.output)
         count += 1

@@ -29,7 +29,7 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
             continue
         stem = match.root.name
         op = "HardSwish" if kind == "hard_swish" else "HardSigmoid"
-        attrs: dict[str, object] = {} if kind == "hard_swish" else {"alpha": 1.0 / 6.0, "beta": 0.5}
+        attrs = {} if kind == "hard_swish" else {"alpha": 1.0 / 6.0, "beta": 0.5}
         outputs = [new_variable(graph, f"{stem}_{kind}")]
         node = add_node(graph, op, [match.tensor("x")], outputs, stem=f"{stem}_{kind}", attrs=attrs)
         take_over_output(node, match.output)

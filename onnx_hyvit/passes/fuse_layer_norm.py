@@ -66,7 +66,7 @@ def _rewrite(graph: gs.Graph, found: LayerNormMatch, source: gs.Tensor, output: 
     inputs = [source, new_constant(graph, f"{stem}_gamma", gamma.astype(dtype))]
     if found.beta is not None:
         inputs.append(new_constant(graph, f"{stem}_beta", found.beta.astype(dtype)))
-    attrs: dict[str, object] = {"axis": -len(found.axes), "epsilon": float(found.eps)}
+    attrs = {"axis": -len(found.axes), "epsilon": float(found.eps)}
     node = add_node(graph, "LayerNormalization", inputs, [new_variable(graph, f"{stem}_ln")], stem=stem, attrs=attrs)
     take_over_output(node, output)
 

@@ -13,6 +13,7 @@ from .dims import Dim, Monomial, parse_dim
 from .shapes import Context, Shape, shapes_of_node, total_of
 from .values import LIMIT, as_elements, value_of_node
 
+FLOATS = 16  # more numbers than that are weights, no scales or sizes
 SPATIAL = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample", "Pad"})
 
 
@@ -37,7 +38,7 @@ class Inferred:
         if tensor.name in self.values:
             return self.values[tensor.name]
         value = constant_of(tensor)
-        if value is None or value.size > LIMIT or value.dtype.kind not in "biuf":
+        if value is None or value.dtype.kind not in "biuf" or value.size > (FLOATS if value.dtype.kind == "f" else LIMIT):
             return None
         self.values[tensor.name] = as_elements(value)
         return self.values[tensor.name]

@@ -19,8 +19,7 @@ Array = np.ndarray
 def as_elements(values: np.ndarray) -> Array:
     """A numeric array as an object array of Python numbers, same shape."""
     result = np.empty(values.shape, dtype=object)
-    for index, value in np.ndenumerate(values):
-        result[index] = value.item()
+    result.reshape(-1)[:] = values.reshape(-1).tolist()
     return result
 
 
