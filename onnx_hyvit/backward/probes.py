@@ -42,7 +42,7 @@ def forward_probe_weights(
 
     Args:
         proto: Float model.
-        targets: Tensors to weight.
+        targets: Tensors to weight, upstream of those that the loss reads.
         batches: Feeds, each of the batch in ``shapes``.
         shapes: Concrete shape of every tensor.
         loss: Loss at the outputs.
@@ -55,26 +55,36 @@ def forward_probe_weights(
     Returns:
         Target -> float32 array of the tensor's shape for one sample.
     """
-    weights: dict[str, np.ndarray] = {}
     chosen = list(batches)[:max_batches]
+    weights: dict[str, np.ndarray] = {}
     for target in dict.fromkeys(targets):
         session = make_session(_with_delta(proto, target, shapes, loss), threads=threads)
-        shape = shapes[target]
-        axis = channel_axis(shape)
         rng = np.random.default_rng(seed)
-        sums = np.zeros(shape[axis])
-        for feeds in chosen:
-            for channel in range(shape[axis]):
-                for _ in range(probes):
-                    sums[channel] += _probe(session, feeds, shape, axis, channel, loss, step, rng)
-        elements = int(np.prod(shape)) // shape[axis]
-        mean = (sums / (len(chosen) * probes * elements)).astype(np.float32)
-        batch = next(iter(chosen[0].values())).shape[0]
-        lead = shape[0] // batch if axis and shape[0] % batch == 0 else shape[0]
-        spread = [-1 if index == axis else 1 for index in range(len(shape))]
-        full = (lead, *shape[1:]) if axis else shape
-        weights[target] = np.ascontiguousarray(np.broadcast_to(mean.reshape(spread), full))
+        weights[target] = _probe_tensor(session, target, shapes[target], chosen, loss, probes, step, rng)
     return weights
+
+
+def _probe_tensor(
+    session: Session, target: str, shape: tuple[int, ...], batches: Sequence[Feeds], loss: LossSpec, probes: int,
+    step: float, rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    axis = channel_axis(shape)
+    sums = np.zeros(shape[axis])
+    for feeds in batches:
+        base = session.run({**feeds, _DELTA: np.zeros(shape, np.float32)})
+        size = step * max(float(np.sqrt(np.mean(np.square({**feeds, **base}[target])))), 1e-6)
+        for channel in range(shape[axis]):
+            for _ in range(probes):
+                signs = np.zeros(shape, np.float32)
+                part = np.moveaxis(signs, axis, 0)[channel, ...]
+                part[...] = rng.integers(0, 2, part.shape) * 2 - 1
+                sums[channel] += _squared_change(session, feeds, base, signs, size, loss)
+    elements = int(np.prod(shape)) // shape[axis]
+    mean = (sums / (len(batches) * probes * elements)).astype(np.float32)
+    batch = next(iter(batches[0].values())).shape[0]
+    full = (shape[0] // batch, *shape[1:]) if axis and shape[0] % batch == 0 else shape
+    spread = [-1 if index == axis else 1 for index in range(len(shape))]
+    return np.ascontiguousarray(np.broadcast_to(mean.reshape(spread), full))
 
 
 def _with_delta(
@@ -94,31 +104,23 @@ def _with_delta(
             position = index + 1
     graph.node.insert(position, helper.make_node("Add", [target, _DELTA], [moved], name="probe/add"))
     graph.input.append(helper.make_tensor_value_info(_DELTA, onnx.TensorProto.FLOAT, shapes[target]))
-    graph.output.append(helper.make_tensor_value_info(target, onnx.TensorProto.FLOAT, None))
-    present = {info.name for info in graph.output}
-    for head in loss.heads:
-        if head.tensor not in present:
-            graph.output.append(helper.make_tensor_value_info(head.tensor, onnx.TensorProto.FLOAT, None))
-            present.add(head.tensor)
+    present = {info.name for info in graph.output} | {info.name for info in graph.input}
+    for name in dict.fromkeys([target, *(head.tensor for head in loss.heads)]):
+        if name not in present:
+            graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model
 
 
-def _probe(
-    session: Session, feeds: Feeds, shape: Sequence[int], axis: int, channel: int, loss: LossSpec, step: float,
-    rng: np.random.Generator,
-) -> float:  # fmt: skip
-    signs = np.zeros(shape, np.float32)
-    view = np.moveaxis(signs, axis, 0)[channel]
-    view[...] = rng.integers(0, 2, view.shape) * 2 - 1
-    heads = [head.tensor for head in loss.heads]
-    zero = np.zeros(shape, np.float32)
-    base = session.run({**feeds, _DELTA: zero})
-    values = next(array for name, array in base.items() if array.shape == tuple(shape) and name not in heads)
-    size = step * max(float(np.sqrt(np.mean(np.square(values)))), 1e-6)
-    above = session.run({**feeds, _DELTA: signs * np.float32(size)}, heads)
-    below = session.run({**feeds, _DELTA: signs * np.float32(-size)}, heads)
-    return sum(_curvature(head, base[head.tensor], (above[head.tensor] - below[head.tensor]) / (2 * size))
-               for head in loss.heads)  # fmt: skip
+def _squared_change(
+    session: Session, feeds: Feeds, base: Feeds, signs: np.ndarray, size: float, loss: LossSpec
+) -> float:
+    """``u^T F u`` of one probe, summed over the outputs."""
+    names = [head.tensor for head in loss.heads]
+    above, below = (session.run({**feeds, _DELTA: signs * np.float32(side)}, names) for side in (size, -size))
+    return sum(
+        _curvature(head, base[head.tensor], (above[head.tensor] - below[head.tensor]) / (2 * size))
+        for head in loss.heads
+    )
 
 
 def _curvature(head: Head, value: np.ndarray, change: np.ndarray) -> float:

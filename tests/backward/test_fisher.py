@@ -10,7 +10,14 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from onnx_hyvit.backward import build_backward, choose_loss, fisher_weights, linear_loss, regularize
+from onnx_hyvit.backward import (
+    build_backward,
+    choose_loss,
+    fisher_weights,
+    forward_probe_weights,
+    linear_loss,
+    regularize,
+)
 from onnx_hyvit.errors import CalibrationError, ConfigError
 
 CLASSES = 6
@@ -234,3 +241,16 @@ def test_no_samples_and_unknown_losses_are_refused(observe_model) -> None:
         fisher_weights(proto, ["a"], [{"x": _samples(3)}], shapes)
     with pytest.raises(ConfigError, match="'nonsense'"):
         choose_loss(proto, shapes, "nonsense")
+
+
+def test_probes_at_the_model_input_agree_with_gradients(observe_model) -> None:
+    proto, samples = _model(), _samples(2)
+    shapes = _shapes(proto, observe_model)
+    loss = choose_loss(proto, shapes)
+    exact = fisher_weights(proto, ["x", "n"], [{"x": samples}], shapes, draws=CLASSES, loss=loss)
+    batches = [{"x": sample[None]} for sample in samples]
+    probed = forward_probe_weights(proto, ["x", "n"], batches, shapes, loss, probes=64)
+    for target in ("x", "n"):
+        assert probed[target].shape == exact.diagonal[target].shape
+        found, expected = probed[target].mean(axis=(0, 2, 3)), exact.diagonal[target].mean(axis=(0, 2, 3))
+        np.testing.assert_allclose(found, expected, rtol=0.4)
