@@ -108,10 +108,9 @@ def quantize(
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
     proto = model_to_proto(prepared.model)
-    qparams = activation_qparams(proto, plan, source, recipe, config, progress)
-    qparams |= weight_qparams(prepared.model, plan, recipe)
+    qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
-    findings = validate(quantized, reference=proto, feeds=_first_feed(source)) if config.verify else []
+    findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
     report = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),

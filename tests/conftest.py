@@ -1,0 +1,39 @@
+"""What several test files share: a tiny real hybrid from the corpus, and calibration data for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CORPUS = Path(__file__).parent / "corpus"
+TINY = "mobilevit_v1.torchscript-17.onnx"
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """Path of a reduced MobileViT with random weights."""
+    return CORPUS / TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_input() -> tuple[str, tuple[int, ...]]:
+    """Name and shape [C, H, W] of the tiny model's input."""
+    entries = json.loads((CORPUS / "index.json").read_text())
+    entries = entries["models"]
+    entry = next(entry for entry in entries if entry["file"] == TINY)
+    return entry["input"]["name"], tuple(entry["input"]["shape"][1:])
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_input: tuple[str, tuple[int, ...]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz of 24 smooth random images for the tiny model."""
+    name, shape = tiny_input
+    rng = np.random.default_rng(3)
+    coarse = rng.normal(0, 1, (24, shape[0], 8, 8)).astype(np.float32)
+    images = np.kron(coarse, np.ones((1, 1, -(-shape[1] // 8), -(-shape[2] // 8)), np.float32))
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, **{name: images[:, :, : shape[1], : shape[2]] + 0.1 * rng.normal(size=(24, *shape)).astype("f")})
+    return path
