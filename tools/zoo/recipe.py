@@ -100,7 +100,7 @@ PROGRESSIVE = ((0.0, 32), (0.35, 48), (0.65, 64))
 # In the order in which `train_zoo.py --all` trains them.
 RECIPES = {
     "fashion_mobilevit_xxs": Recipe(
-        "mobilevit_xxs", "fashion_mnist", epochs=4, sides=((0.0, 32), (0.5, 64)), learning_rate=3e-3
+        "mobilevit_xxs", "fashion_mnist", epochs=7, sides=((0.0, 32), (2 / 7, 64)), learning_rate=3e-3
     ),
     "cifar_mobilevit_xxs": Recipe("mobilevit_xxs", sides=PROGRESSIVE),
     "cifar_mobilevitv2_050": Recipe("mobilevitv2_050", sides=PROGRESSIVE),
