@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,8 @@ def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
     """
     optimized = optimized_model(proto, threads=threads)
     graph = optimized.graph
-    names = {node.name for node in proto.graph.node}
+    names = {output: node.name for node in proto.graph.node for output in node.output}
+    names |= {node.name: node.name for node in proto.graph.node}
     constants = _constants(graph)
     groups: dict[str, list[Kernel]] = {"int8": [], "float": []}
     bad: list[Kernel] = []
@@ -141,15 +143,20 @@ def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
     return Audit(**{key: tuple(value) for key, value in lists.items()}, counts=counts, operators=operators)
 
 
-def original_name(name: str, names: set[str]) -> str:
-    """Name of the node that an optimised node came from: its own without the endings that fusions append."""
+def original_name(name: str, names: Mapping[str, str]) -> str:
+    """Name of the node that an optimised node came from: its own without the endings that fusions append.
+
+    Args:
+        name: Name of the optimised node; some fusions derive it from the name of an output tensor.
+        names: Node names, and names of output tensors, of the model -> name of the node.
+    """
     stripped = name
     while stripped and stripped not in names:
         shorter = _FUSED_SUFFIX.sub("", stripped)
         if shorter == stripped:
             return name
         stripped = shorter
-    return stripped or name
+    return names.get(stripped, name)
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
@@ -174,7 +181,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def _dequantized_weights(graph: onnx.GraphProto, names: set[str]) -> list[Kernel]:
+def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str]) -> list[Kernel]:
     initializers = {tensor.name for tensor in graph.initializer}
     readers = _readers(graph)
     outputs = {value.name for value in graph.output}
@@ -190,7 +197,7 @@ def _dequantized_weights(graph: onnx.GraphProto, names: set[str]) -> list[Kernel
     return found
 
 
-def _orphan_pairs(graph: onnx.GraphProto, names: set[str]) -> list[Kernel]:
+def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str]) -> list[Kernel]:
     readers = _readers(graph)
     outputs = {value.name for value in graph.output}
     found = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -34,12 +36,21 @@ def weight(*shape: int, seed: int = 0) -> np.ndarray:
     return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=4)
+def _observed(serialized: bytes) -> dict[str, tuple[int, ...]]:
+    return observe_shapes(onnx.load_from_string(serialized))
+
+
+def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    return _observed(model_to_proto(model).SerializeToString(deterministic=True))
+
+
 def plan_of(model: Model, target=ORT, **options) -> Plan:
-    return make_plan(model, observe_shapes(model_to_proto(model)), target, **options)
+    return make_plan(model, shapes_of(model), target, **options)
 
 
 def feeds_of(model: Model, seed: int = 1) -> dict[str, np.ndarray]:
-    shapes = observe_shapes(model_to_proto(model))
+    shapes = shapes_of(model)
     generator = np.random.default_rng(seed)
     return {
         tensor.name: generator.standard_normal(shapes[tensor.name]).astype(np.float32) for tensor in model.graph.inputs

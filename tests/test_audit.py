@@ -66,8 +66,9 @@ def test_the_report_is_json():
 
 
 def test_names_of_fused_nodes_lead_back():
-    names = {"a/Conv", "a/MatMul", "b"}
+    names = {"a/Conv": "a/Conv", "a/MatMul": "a/MatMul", "b": "b", "b_output_0": "b"}
     assert original_name("a/Conv_token_83", names) == "a/Conv"
     assert original_name("a/MatMul/MatMulScaleFusion/", names) == "a/MatMul"
     assert original_name("b_nchwc", names) == "b"
+    assert original_name("b_output_0_nchwc", names) == "b"
     assert original_name("unknown_token_1", names) == "unknown_token_1"

@@ -19,9 +19,13 @@ from ..graph.edit import add_node, new_constant, new_variable, replace_uses, sca
 from ..graph.io import Model, Origin
 from ..numerics import QParams, quantize
 from ..placement import Plan
+from .fold_scale import fold_scales
 from .initializers import insert_biases, insert_constants, insert_weights
 
 MIN_OPSET = 13
+FUSED_BETWEEN_PAIRS = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "AveragePool"}) | frozenset(
+    {"GlobalAveragePool", "MatMul"}
+)
 
 
 def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Model:
@@ -61,6 +65,7 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
             )
         limits = None if name in plan.tied else limits
         _insert_pair(graph, plan, tensor, shared[source], params, limits, docs)
+    fold_scales(graph)
     graph.cleanup().toposort()
     return Model(graph, model.opset, Origin(model.origin.skeleton, docs, model.origin.path))
 
@@ -124,7 +129,7 @@ def _insert_pair(
         source = tensor
         result = new_variable(graph, f"{stem}_DequantizeLinear_Output", np.float32, shape)
         replace_uses(graph, tensor, result, keep=[node for node in tensor.outputs if node.name not in on_codes])
-    if plan.shield_float and _is_float_layer(source):
+    if plan.shield_float and not made_in_int8 and _would_be_fused(source):
         shielded = new_variable(graph, f"{stem}_Shield_Output", np.float32, shape)
         add_node(graph, "Sum", [source], [shielded], stem=f"{stem}_Shield")
         source = shielded
@@ -139,12 +144,18 @@ def _insert_pair(
     add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear")
 
 
-def _is_float_layer(tensor: gs.Tensor) -> bool:
-    """Whether ``tensor`` comes, maybe through Relu or Clip, from a float convolution or Gemm that reads a DQ."""
+def _would_be_fused(tensor: gs.Tensor) -> bool:
+    """Whether a runtime would make an int8 kernel of the float node that writes ``tensor``, once Q reads it.
+
+    That happens to an operator with an int8 kernel between DQs and Q, whatever the plan says, and to a convolution or
+    Gemm behind a DQ, whose float weights are then quantized with one scale.
+    """
     node = tensor.inputs[0] if tensor.inputs else None
     while node is not None and node.op in ("Relu", "Clip") and node.inputs[0].inputs:
         node = node.inputs[0].inputs[0]
-    if node is None or node.op not in ("Conv", "ConvTranspose", "Gemm"):
+    if node is None or len(node.outputs) != 1:
         return False
-    sources = [operand.inputs[0].op if operand.inputs else None for operand in node.inputs[:2]]
-    return sources == ["DequantizeLinear", None]
+    dequantized = [bool(operand.inputs) and operand.inputs[0].op == "DequantizeLinear" for operand in node.inputs]
+    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+        return dequantized[0] and not dequantized[1]
+    return node.op in FUSED_BETWEEN_PAIRS and all(dequantized)

@@ -20,6 +20,7 @@ from .weighted import DEFAULT_DOMAINS, Weighted, inspect_weighted, is_quantizabl
 INT8, CARRIED, FLOAT = "int8", "carried", "float"
 ALL_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "MatMul"})
 CHEAP_SHARE = 0.25
+CLAMPS = frozenset({"Relu", "Clip"})
 
 
 @dataclass
@@ -204,7 +205,7 @@ def _adds_bias(add: gs.Node, unit: Weighted) -> bool:
 
 
 def _limits_known(node: gs.Node) -> bool:
-    if node.domain not in DEFAULT_DOMAINS or node.op not in ("Relu", "Clip"):
+    if node.domain not in DEFAULT_DOMAINS or node.op not in CLAMPS:
         return False
     return all(scalar_of(tensor) is not None for tensor in node.inputs[1:] if tensor.name)
 
@@ -240,6 +241,8 @@ def _release_outputs(state: Colouring) -> None:
         if node.name not in state.weighted or node.op not in ("Gemm", "MatMul"):
             continue
         output = state.unit_output(node)
+        if output.inputs[0].op in CLAMPS or any(user.op in CLAMPS for user in output.outputs):
+            continue  # the optimiser looks for Q behind Relu and Clip, and without it runs the layer in float
         moved = _movement_behind(state, output)
         ends = [user for tensor in [output, *(move.outputs[0] for move in moved)] for user in tensor.outputs]
         if any(state.of(user) == INT8 for user in ends):

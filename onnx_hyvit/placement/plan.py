@@ -45,7 +45,7 @@ class Plan:
         absorbed: Relu, Clip and bias Add nodes that are part of the int8 node before them, with that node's name;
             the tensor between the two is not quantized.
         fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
-        shield_float: Whether a float convolution between DQ and Q is kept from being quantized by the runtime.
+        shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
     """
 
     target: str

@@ -96,8 +96,8 @@ class Target:
         matmul_output: What a Gemm or MatMul writes when only float nodes read it: ``float`` (the kernel scales its
             int32 sums itself) or ``int8``.
         fold_clip: Turn a Relu or Clip after an int8 node into limits of its codes; else the node stays in front of Q.
-        shield_float: Put a node that changes nothing (a Sum of one tensor) between a float convolution and the Q
-            behind it: the runtime would else quantize its weights by itself, with one scale.
+        shield_float: Put a node that changes nothing (a Sum of one tensor) between a float node and the Q behind it
+            where the runtime would else run it in int8 against the plan.
         mismatched_pairs: Whether the runtime accepts a Q per channel with a DQ per tensor.
         opsets: Lowest and highest opset that the runtime takes.
     """

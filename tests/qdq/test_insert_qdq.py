@@ -154,6 +154,14 @@ def test_bias_behind_a_matmul_runs_in_one_integer_kernel():
     assert report.operators.get("QGemm") == 1 and report.counts["float"] == 0 and report.clean
 
 
+@pytest.mark.parametrize("clamp", ["Relu(m)", "Clip(m, low)"])
+def test_a_clamped_product_read_by_float_nodes_still_runs_in_int8(clamp):
+    text = f"g (float[1,8,16] x) => (float[1,8,16] y) {{ m = MatMul(x, w) r = {clamp} y = Softmax(r) }}"
+    _, proto, _ = quantize(parse(text, w=weight(16, 16), low=np.float32(-0.5)))
+    report = audit(proto)
+    assert report.counts["int8"] == 1 and report.counts["float"] == 0 and report.clean
+
+
 def test_free_batch_keeps_a_float_bias_and_an_int8_product():
     text = "g (float[N,8,16] x) => (float[N,8,16] y) { m = MatMul(x, w) y = Add(b, m) }"
     _, proto, _ = quantize(parse(text, w=weight(16, 16), b=BIAS))
@@ -209,6 +217,21 @@ def test_a_float_convolution_between_pairs_is_not_quantized_by_the_runtime():
     _, exposed, _ = quantize(model, bare, float_nodes=["d", "e"])
     assert audit(shielded).counts["float"] == 1 and audit(exposed).counts["float"] == 0
     np.testing.assert_array_equal(run(shielded, feeds, "none"), run(exposed, feeds, "none"))
+
+
+@pytest.mark.parametrize(
+    ("tail", "name"),
+    [
+        ("d = Conv(c, v) n = Add(c, d) y = Conv(n, v)", "QLinearAdd"),
+        ("n = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(c) y = Conv(n, v)", "QLinearAveragePool"),
+        ("n = Softmax(c) y = Conv(n, v)", "QLinearSoftmax"),
+    ],
+)
+def test_a_node_planned_float_between_pairs_runs_in_float(tail, name):
+    model = conv_net(tail, v=weight(16, 16, 1, 1, seed=2))
+    assert name not in audit(quantize(model, float_nodes=["n"])[1]).operators
+    bare = dataclasses.replace(ORT, shield_float=False)
+    assert name in audit(quantize(model, bare, float_nodes=["n"])[1]).operators
 
 
 def test_signed_target_gives_signed_codes():

@@ -1,0 +1,64 @@
+"""Fold a product by a positive number into the scale of a DequantizeLinear.
+
+Before
+    DequantizeLinear(codes; scale, zero_point) -> Mul(c) [-> QuantizeLinear -> DequantizeLinear]
+After
+    DequantizeLinear(codes; c * scale, zero_point)
+Conditions
+    1. c is one fixed number above 0 and below infinity, and the codes have one scale;
+    2. the second pair, when there is one, is the only reader of the product; no codes are clipped between.
+One node and one rounding less: the codes stay, only what they stand for changes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph.edit import (
+    add_node,
+    constant_of,
+    is_graph_output,
+    new_constant,
+    only_consumer_of,
+    producer_of,
+    scalar_of,
+    take_over_output,
+)
+
+
+def fold_scales(graph: gs.Graph) -> int:
+    """Fold every such product in ``graph``, which is edited in place; returns how many."""
+    return sum(_fold(graph, node) for node in list(graph.nodes) if node.op == "Mul" and not node.domain)
+
+
+def _fold(graph: gs.Graph, node: gs.Node) -> int:
+    for source, other in (node.inputs, node.inputs[::-1]):
+        factor, dequantize = scalar_of(other), producer_of(source)
+        if dequantize is None or dequantize.op != "DequantizeLinear" or factor is None or not 0 < factor < np.inf:
+            continue
+        scale, value = constant_of(dequantize.inputs[1]), constant_of(other)
+        if (
+            scale is None
+            or scale.ndim
+            or value is None
+            or value.ndim > 1
+            or constant_of(dequantize.inputs[0]) is not None
+        ):
+            continue
+        new_scale = new_constant(graph, f"{node.name}_scale", np.array(scale * np.float32(factor), scale.dtype))
+        inputs = [dequantize.inputs[0], new_scale, *dequantize.inputs[2:]]
+        folded = add_node(graph, "DequantizeLinear", inputs, [], stem=f"{node.name}_DequantizeLinear")
+        take_over_output(folded, _last(graph, node))
+        return 1
+    return 0
+
+
+def _last(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
+    """The product, or what a Q/DQ pair behind it makes of it."""
+    product = node.outputs[0]
+    quantize = only_consumer_of(graph, product)
+    if quantize is None or quantize.op != "QuantizeLinear" or is_graph_output(graph, quantize.outputs[0]):
+        return product
+    dequantize = only_consumer_of(graph, quantize.outputs[0])
+    return product if dequantize is None or dequantize.op != "DequantizeLinear" else dequantize.outputs[0]
