@@ -2,20 +2,25 @@
 
 from . import (
     canonicalise_silu,
+    decompose_group_norm,
     eliminate_noops,
     fold_batchnorm,
     fold_channel_scale,
     fold_constants,
+    fold_scale_through_layout,
     fuse_gelu,
     fuse_hard_swish,
     fuse_layer_norm,
     fuse_softmax,
+    lower_einsum,
     lower_matmul_to_gemm,
     simplify_shape_arithmetic,
     sink_reshapes,
 )
 from .infrastructure import GraphPass, PassResult, run_passes
 
+# Constants and shapes first, since every later condition asks for them; then the norms and activations while their
+# spelling is intact; then folds into weights, which need the fused forms as neighbours; then what became neutral.
 CANONICAL: tuple[GraphPass, ...] = (
     fold_constants.PASS,
     eliminate_noops.PASS,
@@ -27,14 +32,19 @@ CANONICAL: tuple[GraphPass, ...] = (
     fuse_gelu.PASS,
     fuse_hard_swish.PASS,
     canonicalise_silu.PASS,
+    decompose_group_norm.PASS,
+    lower_einsum.PASS,
     fold_channel_scale.PASS,
+    fold_scale_through_layout.PASS,
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
 )
+# After the blocks are found: forms that ONNX Runtime fuses, whatever they look like.
 LOWERING: tuple[GraphPass, ...] = (
     lower_matmul_to_gemm.PASS,
     eliminate_noops.PASS,
     sink_reshapes.PASS,
+    eliminate_noops.PASS,
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
 )
