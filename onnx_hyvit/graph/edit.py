@@ -202,7 +202,7 @@ def bypass(graph: gs.Graph, node: gs.Node, index: int = 0) -> bool:
 
     Args:
         graph: Graph to edit.
-        node: The node to drop; ``graph.cleanup()`` removes it later.
+        node: The node to drop; it loses its inputs and outputs, and ``graph.cleanup()`` removes it later.
         index: Which input its first output equals.
 
     Returns:
@@ -215,6 +215,7 @@ def bypass(graph: gs.Graph, node: gs.Node, index: int = 0) -> bool:
     if not is_graph_output(graph, output):
         replace_uses(graph, output, source)
         node.outputs.clear()
+        node.inputs.clear()
         return True
     producer = producer_of(source)
     if producer is None or is_graph_output(graph, source) or producer not in graph.nodes:

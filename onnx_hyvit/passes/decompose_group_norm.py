@@ -6,7 +6,7 @@ After
     Reshape(x, [0, G, -1]) -> InstanceNormalization -> Reshape(., shape of x) -> Mul(gamma) -> Add(beta)
 Conditions
     1. x has a known rank and number of channels; gamma and beta are fixed;
-    2. gamma and beta hold one number per channel (opset 21) or per group (opset 18);
+    2. gamma and beta hold one number per channel (opset 21; the form of opset 18 was withdrawn);
     3. the shape of x is a constant when all axes but the batch are known, else read at run time.
 """
 
@@ -39,8 +39,7 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
 
 
 def _per_channel(values: np.ndarray, channels: int, rank: int) -> np.ndarray:
-    repeated = np.repeat(values, channels // values.size)
-    return repeated.reshape(channels, *[1] * (rank - 2))
+    return np.broadcast_to(values, (channels,)).reshape(channels, *[1] * (rank - 2))
 
 
 def _rewrite(graph: gs.Graph, node: gs.Node, groups: int, parameters: list[np.ndarray]) -> None:
