@@ -34,17 +34,11 @@ def fold_scales(graph: gs.Graph) -> int:
 
 def _fold(graph: gs.Graph, node: gs.Node) -> int:
     for source, other in (node.inputs, node.inputs[::-1]):
-        factor, dequantize = scalar_of(other), producer_of(source)
+        factor, dequantize = _number(other), producer_of(source)
         if dequantize is None or dequantize.op != "DequantizeLinear" or factor is None or not 0 < factor < np.inf:
             continue
-        scale, value = constant_of(dequantize.inputs[1]), constant_of(other)
-        if (
-            scale is None
-            or scale.ndim
-            or value is None
-            or value.ndim > 1
-            or constant_of(dequantize.inputs[0]) is not None
-        ):
+        scale = constant_of(dequantize.inputs[1])
+        if scale is None or scale.ndim or constant_of(dequantize.inputs[0]) is not None:
             continue
         new_scale = new_constant(graph, f"{node.name}_scale", np.array(scale * np.float32(factor), scale.dtype))
         inputs = [dequantize.inputs[0], new_scale, *dequantize.inputs[2:]]
@@ -52,6 +46,20 @@ def _fold(graph: gs.Graph, node: gs.Node) -> int:
         take_over_output(folded, _last(graph, node))
         return 1
     return 0
+
+
+def _number(tensor: gs.Tensor) -> float | None:
+    """Value of a fixed tensor of one element and rank 0 or 1; it may be stored as codes behind a DequantizeLinear."""
+    node = producer_of(tensor)
+    if node is None or node.op != "DequantizeLinear":
+        value = constant_of(tensor)
+        return scalar_of(tensor) if value is not None and value.ndim <= 1 else None
+    codes = constant_of(node.inputs[0])
+    parts = [scalar_of(operand) for operand in node.inputs]
+    if codes is None or codes.ndim > 1 or any(part is None for part in parts):
+        return None
+    code, scale, zero_point = (*(part or 0.0 for part in parts), 0.0)[:3]
+    return (code - zero_point) * scale
 
 
 def _last(graph: gs.Graph, node: gs.Node) -> gs.Tensor:

@@ -65,7 +65,8 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
             )
         limits = None if name in plan.tied else limits
         _insert_pair(graph, plan, tensor, shared[source], params, limits, docs)
-    fold_scales(graph)
+    if plan.mismatched_pairs:
+        fold_scales(graph)
     graph.cleanup().toposort()
     return Model(graph, model.opset, Origin(model.origin.skeleton, docs, model.origin.path))
 

@@ -61,6 +61,7 @@ def make_plan(
         absorbed=dict(colours.absorbed),
         fold_clip=target.fold_clip,
         shield_float=target.shield_float,
+        mismatched_pairs=target.mismatched_pairs,
     )
 
 

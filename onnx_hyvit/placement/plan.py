@@ -45,6 +45,7 @@ class Plan:
         absorbed: Relu, Clip and bias Add nodes that are part of the int8 node before them, with that node's name;
             the tensor between the two is not quantized.
         fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
+        mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     absorbed: Mapping[str, str] = field(default_factory=dict)
     fold_clip: bool = True
     shield_float: bool = False
+    mismatched_pairs: bool = False
 
     def source_of(self, tensor: str) -> str:
         """Name of the activation that carries the scale of ``tensor``: itself unless it is tied."""

@@ -187,6 +187,14 @@ def test_constant_operands_of_int8_products_are_codes():
     assert "QLinearMul" in audit(proto).operators
 
 
+def test_a_product_by_a_number_folds_into_a_scale_only_where_pairs_may_differ():
+    model = conv_net("k = Mul(c, two) s = Sigmoid(k) y = Mul(c, s)", two=np.float32(1.702))
+    _, folded, feeds = quantize(model)
+    _, plain, _ = quantize(model, dataclasses.replace(ORT, mismatched_pairs=False))
+    assert ops(folded).count("Mul") == 1 and ops(plain).count("Mul") == 2
+    assert np.abs(run(folded, feeds) - run(plain, feeds)).max() < 0.1
+
+
 def test_an_output_that_an_int8_node_makes_and_others_read_keeps_its_name():
     text = "g (float[1,16,8,8] x) => (float[1,16,8,8] c, float[1,16,8,8] y) { c = Conv(x, v) y = Conv(c, v) }"
     _, proto, feeds = quantize(parse(text, v=weight(16, 16, 1, 1)))
