@@ -21,7 +21,7 @@ MODELS = ROOT / "models"
 sys.path.insert(0, str(ROOT / "tools"))
 
 import evaluate  # noqa: E402
-from zoo import datasets, index, preprocess_file, scoring  # noqa: E402
+from zoo import datasets, index, preprocess_file, results, scoring  # noqa: E402
 
 ENTRIES = index.read_index(MODELS)
 MODEL_NAMES = sorted(ENTRIES)
@@ -110,6 +110,22 @@ def test_fashion_model_keeps_its_accuracy_on_the_subset(tmp_path: Path, capsys: 
     assert "top-1: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(FASHION not in ENTRIES, reason="the Fashion-MNIST model is not in the index")
+def test_both_quantizers_keep_the_fashion_model(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_hyvit.api")
+    for file in (MODELS / f"{FASHION}.onnx", MODELS / datasets.FASHION_SUBSET):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    index.write_index(tmp_path, {FASHION: ENTRIES[FASHION]}, [FASHION])
+    report = tmp_path / "results.json"
+    options = ["--data", str(tmp_path), "--models", str(tmp_path), "--limit", "300", "--threads", "1"]
+    assert evaluate.main(["--all", *options, "--json", str(report)]) == 0
+    (row,) = json.loads(report.read_text(encoding="utf-8"))["models"]
+    for kind in ("quantize_static", "onnx_hyvit"):
+        assert row[kind]["agreement"]["high"] > 0.9
+        assert row[kind]["bytes"] < row["float"]["bytes"] / 2
+
+
 # --- the tools behind them ------------------------------------------------------------------------
 
 
@@ -118,6 +134,18 @@ def test_evaluate_says_in_one_line_what_is_wrong(tmp_path: Path, capsys: pytest.
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_evaluate_takes_one_model_or_all() -> None:
+    for options in (["--data", "x"], ["m.onnx", "--all", "--data", "x"], ["m.onnx", "--data", "x", "--limit", "0"]):
+        with pytest.raises(SystemExit):
+            evaluate.main(options)
+
+
+def test_results_table_has_a_row_per_model() -> None:
+    form = {"top1": {"value": 0.9}, "agreement": {"value": 0.98}, "milliseconds": 1.5}
+    table = results.render_results({"models": [{"name": "m", **dict.fromkeys(results.TITLES, form)}]})
+    assert table.splitlines()[2] == "| `m` | 90.00 % | 1.50 | 90.00 % | 98.00 % | 1.50 | 90.00 % | 98.00 % | 1.50 |"
 
 
 def test_wilson_against_a_published_interval() -> None:

@@ -2,10 +2,12 @@
 
     python tools/evaluate.py models/fashion_mobilevit_xxs.onnx --data models
     python tools/evaluate.py cifar_swin_int8.onnx --data DIR --against models/cifar_swin.onnx
+    python tools/evaluate.py --all --data DIR --json models/results.json
 
 Reports top-1 with its 95 % Wilson interval and, with `--against`, how often both models agree and
 the difference of their accuracies on the same images. The preprocessing comes from the index of the
-zoo: the entry is found by the beginning of the file name, or named with `--entry`.
+zoo: the entry is found by the beginning of the file name, or named with `--entry`. `--all` quantizes
+every model of the zoo and compares float32, onnxruntime's quantize_static and onnx_hyvit.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from zoo.datasets import DataError, Images, load_images
+from zoo.datasets import DataError, load_images
 from zoo.index import find_entry, read_index
+from zoo.results import draw, measure_all, render_results, write_results
 from zoo.scoring import open_session, paired_difference, predict, wilson
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -28,7 +30,8 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="ONNX model, float or quantized")
+    parser.add_argument("model", type=Path, nargs="?", help="ONNX model, float or quantized")
+    parser.add_argument("--all", action="store_true", help="quantize and compare every model of the zoo")
     parser.add_argument("--data", type=Path, required=True, help="folder with the images, or an archive or npz file")
     parser.add_argument("--against", type=Path, metavar="MODEL", help="another model of the same task")
     parser.add_argument("--entry", help="name in the index, if the file name does not begin with it")
@@ -37,22 +40,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="use only so many images, drawn with a fixed seed")
     parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
-    return parser.parse_args(argv)
-
-
-def choose(images: Images, limit: int | None) -> Images:
-    """All images, or `limit` of them drawn with a fixed seed (some files are sorted by class)."""
-    if limit is None or limit >= len(images):
-        return images
-    if limit < 1:
-        raise DataError(f"--limit must be at least 1, found {limit}")
-    return images.take(np.random.default_rng(0).permutation(len(images))[:limit])
+    arguments = parser.parse_args(argv)
+    if arguments.all == (arguments.model is not None):
+        parser.error("name one model, or give --all")
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error(f"--limit must be at least 1, found {arguments.limit}")
+    return arguments
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the numbers as JSON-ready values."""
     entry = find_entry(read_index(arguments.models), arguments.model, arguments.entry)
-    images = choose(load_images(entry["dataset"], arguments.data, arguments.split), arguments.limit)
+    images = draw(load_images(entry["dataset"], arguments.data, arguments.split), arguments.limit)
     start = time.perf_counter()
     logits = predict(open_session(arguments.model, arguments.threads), images, entry["preprocessing"])
     seconds = time.perf_counter() - start
@@ -90,6 +89,12 @@ def _line(title: str, share: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
+        if arguments.all:
+            results = measure_all(arguments.models, arguments.data, arguments.threads, arguments.limit)
+            print(render_results(results))
+            if arguments.json is not None:
+                write_results(arguments.json, results)
+            return 0
         result = evaluate(arguments)
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)

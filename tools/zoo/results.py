@@ -1,0 +1,161 @@
+"""Float, `quantize_static` and onnx_hyvit side by side on every model of the zoo, in one run.
+
+    python tools/evaluate.py --all --data DIR --json models/results.json
+
+The baseline is what a user of onnxruntime gets by its own advice: quant_pre_process, then
+quantize_static with uint8 activations, int8 weights per channel and MinMax calibration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .datasets import Images, load_images, to_input
+from .index import README, read_index
+from .scoring import open_session, paired_difference, predict, wilson
+
+CALIBRATION_IMAGES = 256
+RESULTS_START, RESULTS_END = "<!-- results: start -->", "<!-- results: end -->"
+TITLES = {"float": "float32", "quantize_static": "quantize_static", "onnx_hyvit": "onnx_hyvit"}
+
+
+def measure_all(models: Path, data: Path, threads: int, limit: int | None) -> dict[str, Any]:
+    """Quantize and measure every model of the index.
+
+    Args:
+        models: folder with the index.
+        data: folder with CIFAR-10; Fashion-MNIST comes from the shipped subset.
+        threads: threads of onnxruntime.
+        limit: test images per model, drawn with a fixed seed; all of them when None.
+    """
+    results = []
+    for entry in read_index(models).values():
+        folder = data if entry["dataset"] == "cifar10" else models
+        test = draw(load_images(entry["dataset"], folder, "test"), limit)
+        calibration = draw(load_images(entry["dataset"], folder, "train"), CALIBRATION_IMAGES)
+        results.append(measure(models / entry["file"], entry, calibration, test, threads))
+    return {"calibration_images": CALIBRATION_IMAGES, "threads": threads, "models": results}
+
+
+def draw(images: Images, limit: int | None) -> Images:
+    """All images, or `limit` of them drawn with a fixed seed (some files are sorted by class)."""
+    if limit is None or limit >= len(images):
+        return images
+    return images.take(np.random.default_rng(0).permutation(len(images))[:limit])
+
+
+def measure(path: Path, entry: Mapping[str, Any], calibration: Images, test: Images, threads: int) -> dict[str, Any]:
+    """Accuracy, agreement with the float model, size and speed of the three forms of one model."""
+    keys = entry["preprocessing"]
+    x = to_input(calibration.pixels, keys["size"][0], keys["mean"], keys["std"])
+    result: dict[str, Any] = {"name": entry["name"], "dataset": entry["dataset"], "images": len(test)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"float": path}
+        for kind, make in (("quantize_static", quantize_static), ("onnx_hyvit", quantize_hyvit)):
+            files[kind] = Path(folder) / f"{kind}.onnx"
+            make(path, files[kind], x)
+        sessions = {kind: open_session(file, threads) for kind, file in files.items()}
+        labels = {kind: predict(session, test, keys).argmax(1) for kind, session in sessions.items()}
+        speed = time_interleaved({kind: _one_image(session, x[:1]) for kind, session in sessions.items()})
+        right = labels["float"] == test.labels
+        for kind, file in files.items():
+            ours = labels[kind] == test.labels
+            result[kind] = {
+                "top1": asdict(wilson(int(ours.sum()), len(ours))),
+                "top1_difference": asdict(paired_difference(ours, right)),
+                "agreement": asdict(wilson(int((labels[kind] == labels["float"]).sum()), len(ours))),
+                "milliseconds": round(1000 * speed[kind], 3),
+                "bytes": file.stat().st_size,
+            }
+    return result
+
+
+def quantize_static(source: Path, target: Path, x: np.ndarray) -> None:
+    """Quantize with onnxruntime: u8s8, per channel, MinMax, after quant_pre_process."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds: Iterator[dict[str, np.ndarray]] = ({"input": x[i : i + 1]} for i in range(len(x)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    prepared = target.with_name("prepared.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # that part needs sympy, adds notes only
+    logging.disable(logging.WARNING)  # it warns of every vector that has no channel axis
+    try:
+        quantize(
+            str(prepared),
+            str(target),
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def quantize_hyvit(source: Path, target: Path, x: np.ndarray) -> None:
+    """Quantize with this project's default recipe, on all the calibration images."""
+    from onnx_hyvit.api import quantize
+    from onnx_hyvit.config import QuantConfig
+
+    quantize(source, target, calibration={"input": x}, config=QuantConfig(samples=None))
+
+
+def _one_image(session: Any, x: np.ndarray) -> Callable[[], Any]:
+    return lambda: session.run(None, {"input": x})
+
+
+def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 200) -> dict[str, float]:
+    """Median seconds of each call; the calls take turns, so that a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 20):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i >= 20:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the numbers as JSON and bring the table in the README beside it up to date."""
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    readme = path.with_name(README)
+    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if RESULTS_START in page:
+        before, _, rest = page.partition(RESULTS_START)
+        after = rest.partition(RESULTS_END)[2]
+        table = render_results(results)
+        readme.write_text(f"{before}{RESULTS_START}\n{table}\n{RESULTS_END}{after}", encoding="utf-8")
+
+
+def render_results(results: Mapping[str, Any]) -> str:
+    """Markdown table: top-1, agreement with float and time per image of the three forms."""
+    head = ["model"]
+    for title in TITLES.values():
+        head += [f"{title} top-1", *([] if title == "float32" else ["agrees"]), "ms"]
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
+    for row in results["models"]:
+        cells = [f"`{row['name']}`"]
+        for kind in TITLES:
+            cells.append(f"{100 * row[kind]['top1']['value']:.2f} %")
+            if kind != "float":
+                cells.append(f"{100 * row[kind]['agreement']['value']:.2f} %")
+            cells.append(f"{row[kind]['milliseconds']:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
