@@ -1,10 +1,20 @@
-"""Exact rewrites for speed: cheaper movement of data, fewer nodes, shapes that int8 kernels like."""
+"""Exact rewrites for speed: cheaper movement of data, fewer nodes, shapes that int8 kernels like.
+
+``LAYOUT`` is exact. ``APPROXIMATE`` is not: its passes change values by less than a step of 8 bits, and the caller
+decides by measured accuracy whether to run them.
+"""
 
 from __future__ import annotations
 
 from ..infrastructure import GraphPass
-from . import compose_movement
+from . import channels_last_region, compose_movement, gelu_to_sigmoid, pad_stem, split_linear
 
-LAYOUT: tuple[GraphPass, ...] = (compose_movement.PASS,)
+LAYOUT: tuple[GraphPass, ...] = (
+    split_linear.PASS,
+    channels_last_region.PASS,
+    compose_movement.PASS,
+    pad_stem.PASS,
+)
+APPROXIMATE: tuple[GraphPass, ...] = (gelu_to_sigmoid.PASS,)
 
-__all__ = ["LAYOUT"]
+__all__ = ["APPROXIMATE", "LAYOUT"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ...graph.symbolic.dims import Dim, Monomial, divide, multiply
 
@@ -116,17 +117,33 @@ class Movement:
                 runs.append([factor])
         return runs
 
-    def reorder(self, order: Sequence[Factor]) -> None:
-        """Bring the factors into ``order`` with one Transpose, and a Reshape before it only when an axis must split."""
+    def reorder(self, order: Sequence[Factor], final: Sequence[list[Factor]] = ()) -> None:
+        """Bring the factors into ``order`` with one Transpose.
+
+        A Reshape comes before it when an axis must split, or after another Transpose, with which it would be merged
+        into one slow permutation. It makes the axes ``final`` where these are contiguous, so that none is needed later.
+        """
         if [id(factor) for factor in order] == [id(factor) for factor in self.order]:
             return
         place = {id(factor): index for index, factor in enumerate(order)}
-        if any(place[id(b)] != place[id(a)] + 1 for axis in self.axes for a, b in zip(axis, axis[1:], strict=False)):
+        split = any(place[id(b)] != place[id(a)] + 1 for axis in self.axes for a, b in pairwise(axis))
+        if split or (self.steps and self.steps[-1].op == "Transpose"):
             present = {id(factor): index for index, factor in enumerate(self.order)}
-            self.axes = sorted(self.runs(order), key=lambda run: present[id(run[0])])
-            self.steps.append(Step("Reshape", dims=self.dims))
+            whole = bool(final) and all(
+                present[id(b)] == present[id(a)] + 1 for axis in final for a, b in pairwise(axis)
+            )
+            groups = final if whole else self.runs(order)
+            regrouped = sorted(groups, key=lambda group: present[id(group[0])] if group else -1)
+            if tuple(map(size_of, regrouped)) != self.dims:
+                self.axes = regrouped
+                self.steps.append(Step("Reshape", dims=self.dims))
         rank = range(len(self.axes))
-        self.transpose(sorted(rank, key=lambda index: place[id(self.axes[index][0])] if self.axes[index] else -1))
+        perm = sorted(rank, key=lambda index: place[id(self.axes[index][0])] if self.axes[index] else -1)
+        if self.steps and self.steps[-1].op == "Transpose":
+            self.axes = [self.axes[index] for index in perm]
+            self.steps[-1] = Step("Transpose", perm=tuple(self.steps[-1].perm[index] for index in perm))
+        else:
+            self.transpose(perm)
 
 
 def size_of(factors: Sequence[Factor]) -> Dim:
@@ -179,8 +196,9 @@ def _routes(movement: Movement) -> list[list[list[Factor]]]:
 
 def _spelled(movement: Movement, shape: Sequence[Dim], orders: list[list[Factor]]) -> Movement:
     result = Movement(list(movement.source), _grouped(movement.source, shape))
-    for order in orders:
+    for order in orders[:-1]:
         result.reorder(order)
+    result.reorder(orders[-1], movement.axes)
     if result.dims != movement.dims:
         result.steps.append(Step("Reshape", dims=movement.dims))
     result.axes = movement.axes
@@ -220,7 +238,8 @@ def transpose_cost(dims: Sequence[int], perm: Sequence[int]) -> float:
     for index in perm:
         if dims[index] == 1:
             continue
-        if merged and all(dims[between] == 1 for between in range(merged[-1][-1] + 1, index)) and index > merged[-1][-1]:
+        before = merged[-1][-1] if merged else index
+        if before < index and all(dims[between] == 1 for between in range(before + 1, index)):
             merged[-1].append(index)
         else:
             merged.append([index])
@@ -239,4 +258,6 @@ def transpose_cost(dims: Sequence[int], perm: Sequence[int]) -> float:
 
 
 def _number(dim: Dim) -> int:
+    if dim is None:
+        return 1
     return dim if isinstance(dim, int) else max(1, int(dim.coefficient))
