@@ -1,8 +1,8 @@
 """onnx_hyvit: int8 post-training quantization of hybrid CNN+transformer ONNX models, by graph rewriting.
 
-    import onnx_hyvit
+import onnx_hyvit
 
-    result = onnx_hyvit.quantize("model.onnx", "model_int8.onnx", calibration="images/", preprocess="imagenet")
+result = onnx_hyvit.quantize("model.onnx", "model_int8.onnx", calibration="images/", preprocess="imagenet")
 """
 
 from __future__ import annotations

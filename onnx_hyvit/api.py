@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,18 @@ import onnx
 from . import calibration as calib
 from .audit import audit
 from .blocks import Structure, find_structure
-from .calibrate import activation_qparams
+from .calibrate import activation_qparams, weight_scales
 from .config import QuantConfig
 from .errors import ModelError, OutputError
 from .graph import Model, load_model, model_to_proto, save_proto
+from .graph.edit import names_used_by_subgraphs, unique_name
 from .insert_qdq import insert_qdq
-from .observe import observe_shapes
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .placement import Plan, make_plan
 from .recipes import find_recipe
-from .runtime import Progress
+from .reconstruct import choose_granularity
+from .runtime import Progress, observe
 from .targets import Target, load_target
 from .validate import validate
 from .version import __version__
@@ -96,28 +99,32 @@ def quantize(
     float_size = _size_of(model)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    plan = make_plan(
-        prepared.model,
-        prepared.shapes,
-        target,
-        weight_bits=config.weight_bits,
-        activation_bits=config.activation_bits,
-        residual=config.residual,
-        float_nodes=config.float_nodes,
-    )
+    plan = _plan(prepared, target, config)
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
+    granularity = None
+    if recipe.gains:
+        powers = observe(model_to_proto(prepared.model)).powers
+        granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
+        prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
+        plan = _plan(prepared, target, config, granularity.added)
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
+    qparams |= weight_scales(prepared.model, plan, recipe)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
     findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
-    report = {
+    report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
-        "calibration": {"samples": len(source), "fingerprint": source.fingerprint()},
+        "granularity": granularity.to_dict() if granularity else None,
+        "calibration": {
+            "samples": len(source),
+            "fingerprint": source.fingerprint(),
+            "warnings": list(source.warnings),
+        },
         "audit": audit(quantized).to_dict(),
         "findings": [str(finding) for finding in findings],
         "size": {"float_bytes": float_size, "int8_bytes": quantized.ByteSize()},
@@ -143,6 +150,18 @@ def adapted_target(config: QuantConfig) -> Target:
     return replace(target, activation=activation, weight=weight)
 
 
+def _plan(prepared: Prepared, target: Target, config: QuantConfig, added: tuple[str, ...] = ()) -> Plan:
+    return make_plan(
+        prepared.model,
+        prepared.shapes,
+        target,
+        weight_bits=config.weight_bits,
+        activation_bits=config.activation_bits,
+        residual=config.residual,
+        float_nodes=(*config.float_nodes, *added),
+    )
+
+
 def open_calibration(
     model: Model, calibration: Any, config: QuantConfig, preprocess: Any = None, skip_unreadable: bool = False
 ) -> calib.Source:
@@ -166,12 +185,35 @@ def prepare(model: Model, config: QuantConfig) -> Prepared:
     Returns:
         The rewritten model, the structure of the canonical graph, concrete shapes, and what each pass did.
     """
+    before = observe(model_to_proto(model)).powers
     results = run_passes(model, CANONICAL)
-    structure = find_structure(model, observe_shapes(model_to_proto(model)))
+    structure = find_structure(model, observe(model_to_proto(model)).shapes)
     if config.rewrite_layout:
         results += run_passes(model, LAYOUT)
     results += run_passes(model, LOWERING)
-    return Prepared(model, structure, observe_shapes(model_to_proto(model)), tuple(results))
+    return Prepared(model, structure, observe_renamed(model, before), tuple(results))
+
+
+def observe_renamed(model: Model, before: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
+    """Give a new name to every tensor that kept its name but no longer its values, and return all shapes.
+
+    Folds change what flows between two nodes. With this, a name that the int8 model shares with the float file stands
+    for the same values, so the two can be compared tensor by tensor.
+
+    Args:
+        model: The rewritten model; edited in place.
+        before: Power of each tensor before the rewrites, see ``runtime.observe``.
+    """
+    observed = observe(model_to_proto(model))
+    outputs = {tensor.name for tensor in model.graph.outputs} | names_used_by_subgraphs(model.graph)
+    shapes = dict(observed.shapes)
+    for name, tensor in model.graph.tensors().items():
+        power, after = before.get(name), observed.powers.get(name)
+        if power is None or after is None or name in outputs or np.isclose(power, after, rtol=1e-3, atol=1e-12):
+            continue
+        tensor.name = unique_name(model.graph, f"{name}_rewritten")
+        shapes[tensor.name] = shapes.pop(name)
+    return shapes
 
 
 def inspect(model: ModelLike) -> dict[str, Any]:
@@ -185,7 +227,7 @@ def inspect(model: ModelLike) -> dict[str, Any]:
     """
     loaded = load_model(model, quantized_ok=True)
     results = run_passes(loaded, CANONICAL)
-    shapes = observe_shapes(model_to_proto(loaded))
+    shapes = observe(model_to_proto(loaded)).shapes
     structure = find_structure(loaded, shapes)
     return describe(Prepared(loaded, structure, shapes, tuple(results)))
 
@@ -254,7 +296,10 @@ def check_output(output: str | os.PathLike[str], model: Any = None) -> None:
         raise OutputError(f"{path}: the folder {folder} does not exist")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file name")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: the folder {folder} is not writable")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: the folder {folder} is not writable ({error.strerror or error})") from error
     if isinstance(model, (str, os.PathLike)) and path.exists() and path.samefile(model):
         raise OutputError(f"{path}: is the input model; choose another output")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import onnx
 
 from .calibration import Source
+from .graph import Model
+from .graph.edit import constant_of
 from .numerics import QParams
+from .numerics.weights import weight_qparams
 from .placement import Plan
 from .recipes import Recipe
 from .runtime import Progress, collect
@@ -46,3 +49,23 @@ def activation_qparams(
         threads=threads,
     )
     return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()}
+
+
+def weight_scales(model: Model, plan: Plan, recipe: Recipe) -> dict[str, QParams]:
+    """Scales of every planned weight, by the method of the recipe.
+
+    Args:
+        model: The float model that the plan was made for.
+        plan: Which weights are quantized, and how.
+        recipe: Says how a weight's scale is chosen.
+
+    Returns:
+        Tensor name -> scale and zero point.
+    """
+    tensors = model.graph.tensors()
+    found = {}
+    for name, spec in plan.weights.items():
+        weight = constant_of(tensors[name])
+        assert weight is not None, name
+        found[name] = weight_qparams(weight, spec, recipe.weights)
+    return found

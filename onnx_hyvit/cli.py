@@ -62,7 +62,9 @@ def quantize(
     ],
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
     bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>, for example w8a8 or w6a6.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target name or TOML file (ort-x86, ort-arm, generic, ...).")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Target name or TOML file (ort-x86, ort-arm, generic, ...).")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per calibration run.")] = None,
@@ -154,6 +156,7 @@ def compare(
 @app.command()
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to keep the int8 model in.")] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder with the demo's model and images.")] = None,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -161,7 +164,7 @@ def demo(
     with _errors(verbose), _progress(as_json) as progress:
         from .demo import run_demo
 
-        report = run_demo(output, progress=progress, say=None if as_json else display.say)
+        report = run_demo(output, models, progress=progress, say=None if as_json else display.say)
     _show(report, display.demonstrated, as_json, False)
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 KIND_STYLES = {"bridge": "bold yellow", "transformer": "cyan", "conv": "green", "stem": "blue", "head": "magenta"}
 WORST_SHOWN = 8
 FLOAT_SHOWN = 12
+LINE_SECONDS = 10
 
 
 def console(stderr: bool = False) -> Console:
@@ -36,7 +37,12 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     if not err.is_terminal:
         yield _log_lines(err)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -49,13 +55,14 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _log_lines(err: Console) -> Callable[[int, int, str], None]:
-    last: dict[str, float] = {}
+    """A line every ten seconds, the first after as long; work that is done sooner says nothing."""
+    last = [time.monotonic()]
 
     def update(done: int, total: int, text: str) -> None:
         now = time.monotonic()
-        if text not in last or now - last[text] > 10 or (done >= total and last[text] >= 0):
+        if now - last[0] > LINE_SECONDS:
             err.print(f"{escape(text)}: {done}/{total}")
-            last[text] = -1.0 if done >= total else now
+            last[0] = now
 
     return update
 
@@ -142,6 +149,8 @@ def quantized(report: dict[str, Any]) -> None:
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     _float_reasons(out, kept)
     _kernels(out, report["audit"])
+    for warning in report["calibration"]["warnings"]:
+        out.print(f"  [yellow]warning[/] {escape(warning)}")
     for finding in report["findings"]:
         out.print(f"  [yellow]note[/] {escape(finding)}")
     ratio = size["float_bytes"] / max(1, size["int8_bytes"])
@@ -184,24 +193,23 @@ def compared(report: dict[str, Any]) -> None:
     """The comparison of a float and an int8 model, verdict first."""
     out = console()
     latency, size = report["latency"], report["size"]
-    out.print(f"[bold]{escape(report['float'])}[/] against [bold]{escape(report['int8'])}[/], {report['samples']} samples")
+    out.print(
+        f"[bold]{escape(report['float'])}[/] against [bold]{escape(report['int8'])}[/], {report['samples']} samples"
+    )
     if report["top1_agreement"] is not None:
         out.print(f"  top-1 agreement  {100 * report['top1_agreement']:.2f} %")
     accuracy = report.get("accuracy")
     if accuracy:
         for key, name in (("top1", "top-1"), ("top5", "top-5")):
             if accuracy.get(f"float_{key}") is not None:
-                out.print(
-                    f"  {name} accuracy   {100 * accuracy[f'float_{key}']:.2f} % -> {100 * accuracy[f'int8_{key}']:.2f} %"
-                )
+                before, after = 100 * accuracy[f"float_{key}"], 100 * accuracy[f"int8_{key}"]
+                out.print(f"  {name} accuracy   {before:.2f} % -> {after:.2f} %")
     speed = latency["speedup"]
-    out.print(
-        f"  latency          {latency['float_ms']:.2f} ms -> {latency['int8_ms']:.2f} ms "
-        f"([{'green' if speed >= 1 else 'red'}]{speed:.2f}x[/], {latency['threads']} thread(s), median of {latency['runs']})"
-    )
-    out.print(
-        f"  size             {_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])} ({size['ratio']:.1f}x smaller)"
-    )
+    verdict = f"[{'green' if speed >= 1 else 'red'}]{speed:.2f}x[/]"
+    how = f"{latency['threads']} thread{'s' * (latency['threads'] > 1)}, median of {latency['runs']}"
+    out.print(f"  latency          {latency['float_ms']:.2f} ms -> {latency['int8_ms']:.2f} ms ({verdict}, {how})")
+    before_after = f"{_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])}"
+    out.print(f"  size             {before_after} ({size['ratio']:.1f}x smaller)")
     for name, output in report["outputs"].items():
         out.print(f"  output {escape(name)}: SQNR {output['sqnr_db']:.1f} dB, cosine {output['cosine']:.5f}")
     _kernels(out, report["audit"])

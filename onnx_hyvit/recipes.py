@@ -21,12 +21,14 @@ class Recipe:
         summary: One line for ``--help`` and reports.
         ranges: How an activation's range is read off its statistics.
         weights: Scale of a weight channel: ``minmax`` covers every weight, ``mse`` is searched.
+        gains: Give activations a scale per channel where an exact rewrite makes that deployable and it pays.
     """
 
     name: str
     summary: str
     ranges: RangeMethod = field(default_factory=RangeMethod)
     weights: Literal["minmax", "mse"] = "minmax"
+    gains: bool = False
 
 
 RECIPES = {
@@ -37,6 +39,13 @@ RECIPES = {
         Recipe("percentile", "ranges that leave out the 0.001 % most extreme values", RangeMethod("percentile")),
         Recipe("entropy", "ranges of least KL divergence between values and codes", RangeMethod("entropy")),
         Recipe("mse", "ranges and weight scales of least squared error", RangeMethod("mse"), "mse"),
+        Recipe(
+            "gains",
+            "as mse, with a scale per channel where that can be folded and pays",
+            RangeMethod("mse"),
+            "mse",
+            True,
+        ),
     )
 }
 

@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "graph": set(),
     "numerics": set(),
     "runtime": set(),
-    "observe": {"runtime", "graph"},
     "calibration": {"runtime"},
     "labels": set(),
     "passes": {"graph"},
@@ -27,7 +26,8 @@ MAY_IMPORT = {
     "placement": {"graph", "blocks", "targets", "numerics"},
     "insert_qdq": {"graph", "numerics", "placement"},
     "backward": {"graph", "runtime", "numerics"},
-    "calibrate": {"calibration", "numerics", "placement", "recipes", "runtime"},
+    "reconstruct": {"calibration", "graph", "numerics", "placement", "runtime"},
+    "calibrate": {"calibration", "graph", "numerics", "placement", "recipes", "runtime"},
     "audit": {"graph", "runtime"},
     "validate": {"graph", "runtime", "numerics", "audit"},
     "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
-    "PIL": {"calibration"},
+    "PIL": {"calibration", "demo"},
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
     "rich": {"display"},
     "typer": {"cli"},

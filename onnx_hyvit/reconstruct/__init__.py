@@ -1,6 +1,15 @@
-"""Choose what makes the int8 model close to the float one: channel gains, ranges, weight codes, biases."""
+"""Choose what makes the int8 model close to the float one; so far the granularity of activations."""
 
 from .gain_sites import GainSite, find_gain_sites
-from .gains import apply_gains, choose_gains
+from .gains import ChannelStats, apply_gains, choose_gains
+from .granularity import Granularity, choose_granularity
 
-__all__ = ["GainSite", "apply_gains", "choose_gains", "find_gain_sites"]
+__all__ = [
+    "ChannelStats",
+    "GainSite",
+    "Granularity",
+    "apply_gains",
+    "choose_gains",
+    "choose_granularity",
+    "find_gain_sites",
+]

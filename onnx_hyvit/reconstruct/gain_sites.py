@@ -9,9 +9,9 @@ nodes that are there anyway (Q-HyViT's granularity choice, made deployable):
 - *producer* side: the activation is made by an int8 node with weights and read by float nodes. The weights and bias of
   output channel c are divided by k_c (their codes do not change, only their scale does); a Mul behind it multiplies.
 
-QuantizeLinear or DequantizeLinear per channel could take the factor for free, but their kernels in ONNX Runtime 1.31 are
-not vectorised: a text recogniser with 31 of the former ran at 0.16x of its float speed, with 30 of the latter at 0.79x,
-with as many float Mul nodes at 1.37x, and without gains at 1.61x.
+QuantizeLinear or DequantizeLinear per channel could take the factor for free, but ONNX Runtime 1.31 runs them slowly: a
+text recogniser with 31 of the former had 0.16x of its float speed, with 30 of the latter 0.79x, with as many float Mul
+nodes 1.37x, and without gains 1.61x.
 """
 
 from __future__ import annotations

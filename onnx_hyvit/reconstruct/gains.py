@@ -45,7 +45,8 @@ class ChannelObserver:
     """Streams the statistics of one tensor's channels; memory [C]."""
 
     def __init__(self, axis: int) -> None:
-        self.axis = axis
+        self.axis: int | None = axis
+        self._axis = axis
         self.count = 0
         self._low: np.ndarray | None = None
         self._high: np.ndarray | None = None
@@ -53,7 +54,7 @@ class ChannelObserver:
 
     def update(self, values: np.ndarray) -> None:
         """Take in a batch of the tensor, any shape with the channels on ``axis``."""
-        rows = np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
+        rows = np.moveaxis(values, self._axis, 0).reshape(values.shape[self._axis], -1)
         low, high = rows.min(1).astype(np.float64), rows.max(1).astype(np.float64)
         power = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         if self._low is None or self._high is None or self._power is None:

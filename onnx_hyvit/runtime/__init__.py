@@ -1,6 +1,7 @@
 """The only user of onnxruntime: sessions, timing, and observing the tensors of a model over data."""
 
 from .collect import Progress, collect
+from .observe import Observed, observe, observe_shapes
 from .session import (
     OptimizationLevel,
     RuntimeFailure,
@@ -13,6 +14,7 @@ from .session import (
 from .timing import Timing, benchmark
 
 __all__ = [
+    "Observed",
     "OptimizationLevel",
     "Progress",
     "RuntimeFailure",
@@ -22,6 +24,8 @@ __all__ = [
     "benchmark",
     "collect",
     "make_session",
+    "observe",
+    "observe_shapes",
     "optimized_model",
     "runtime_reason",
 ]

@@ -15,7 +15,7 @@ from onnx_hyvit.blocks import KINDS, Structure, find_structure
 from onnx_hyvit.graph import Model, load_model, model_to_proto
 from onnx_hyvit.graph.io import infer_shapes
 from onnx_hyvit.graph.region import extract_region
-from onnx_hyvit.observe import observe_shapes
+from onnx_hyvit.runtime import observe_shapes
 from onnx_hyvit.passes import CANONICAL, run_passes
 
 CORPUS = Path(__file__).parents[1] / "corpus"

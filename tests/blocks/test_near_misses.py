@@ -13,7 +13,7 @@ from onnx_hyvit.blocks import Structure, count_macs, find_structure
 from onnx_hyvit.errors import ModelError
 from onnx_hyvit.graph import load_model, model_to_proto
 from onnx_hyvit.graph.region import extract_region
-from onnx_hyvit.observe import observe_shapes
+from onnx_hyvit.runtime import observe_shapes
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "patch": (8, 3, 4, 4),

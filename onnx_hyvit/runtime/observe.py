@@ -1,60 +1,85 @@
-"""Concrete shapes of every tensor, observed in one run of the model."""
+"""Concrete shapes of every tensor, and how large its values are, observed in one run of the model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from .errors import ModelError
+from ..errors import ModelError
 
 CHANNELS = frozenset({1, 3, 4})
 SQUARE_SIZES = (224, 256, 64, 32)
 TEXT_WIDTH = 320
 TEXT_HEIGHTS = (48, 32)
 _SUFFIX = "::observed_shape"
+_POWER = "::observed_power"
 _NO_SHAPE = ("Sequence", "Optional")
 
 
-def observe_shapes(
-    proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Concrete shape of every tensor of the main graph, from one run at ``ORT_DISABLE_ALL``.
+@dataclass(frozen=True)
+class Observed:
+    """What one run showed.
 
-    A ``Shape`` node is put behind every tensor and only the shapes leave the session, so that memory stays that of
-    a plain run. Free dimensions: batch 1; a free width beside a fixed height below 64 (text recognisers) is 320;
-    otherwise the sizes 224, 256, 64, 32 and the text sizes 48x320 and 32x320 are tried until the model runs.
+    Args:
+        shapes: Tensor name -> concrete shape, for inputs, initializers and node outputs; tensors of sequence or
+            optional type are left out.
+        powers: Tensor name -> sum of the squared values, for the float32 tensors that nodes make. The input is the same
+            noise every time, so equal values mean, in practice, equal tensors.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    powers: dict[str, float]
+
+
+def observe(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Observed:
+    """Run the model once at ``ORT_DISABLE_ALL`` on seeded noise, and look at every tensor of its main graph.
+
+    Small nodes behind every tensor make its shape and its power, and only these leave the session, so that memory
+    stays that of a plain run. Free dimensions: batch 1; a free width beside a fixed height below 64 (text recognisers)
+    is 320; otherwise the sizes 224, 256, 64, 32 and the text sizes 48x320 and 32x320 are tried until the model runs.
 
     Args:
         proto: Model; not changed. Domains unknown to ONNX Runtime make it unusable.
         input_shapes: Shapes of some or all graph inputs; they replace the guesses.
 
     Returns:
-        Tensor name -> shape, for inputs, initializers and node outputs; tensors of sequence or optional type are
-        left out.
+        Shapes and powers.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model; the message names the node.
     """
     names = _observable(proto)
-    session = _session(_with_shape_outputs(proto, names))
+    floats = _float_tensors(proto, names)
+    session = _session(_with_observers(proto, names, floats))
     failure: Exception | None = None
     for shapes in _candidates(proto, dict(input_shapes or {})):
         feeds = _feeds(session, shapes)
         try:
-            values = session.run([name + _SUFFIX for name in names], feeds)
+            values = session.run([*(name + _SUFFIX for name in names), *(name + _POWER for name in floats)], feeds)
         except Exception as error:
             failure = failure or error
             continue
-        observed = {name: tuple(int(size) for size in value) for name, value in zip(names, values, strict=True)}
+        observed = {
+            name: tuple(int(size) for size in value) for name, value in zip(names, values[: len(names)], strict=True)
+        }
         observed.update({name: tuple(value.shape) for name, value in feeds.items()})
         observed.update({tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer})
-        return observed
+        powers = {name: float(value) for name, value in zip(floats, values[len(names) :], strict=True)}
+        return Observed(observed, powers)
     raise ModelError(f"the model cannot be run to observe its shapes: {_one_line(failure)}") from failure
+
+
+def observe_shapes(
+    proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Concrete shape of every tensor of the main graph; see ``observe``."""
+    return observe(proto, input_shapes).shapes
 
 
 def _observable(proto: onnx.ModelProto) -> list[str]:
@@ -67,7 +92,21 @@ def _observable(proto: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _with_shape_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def _float_tensors(proto: onnx.ModelProto, names: list[str]) -> list[str]:
+    """The names whose type is known to be float32."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception:  # above protobuf's limit, or an operator that inference does not know: use what is written
+        graph = proto.graph
+    known = {
+        value.name
+        for value in [*graph.value_info, *graph.output]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    return [name for name in names if name in known]
+
+
+def _with_observers(proto: onnx.ModelProto, names: list[str], floats: list[str]) -> onnx.ModelProto:
     augmented = onnx.ModelProto()
     augmented.CopyFrom(proto)
     del augmented.graph.output[:]
@@ -76,6 +115,9 @@ def _with_shape_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelP
         augmented.graph.node.append(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]))
         info = onnx.helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.INT64, [None])
         augmented.graph.output.append(info)
+    for name in floats:
+        augmented.graph.node.append(onnx.helper.make_node("ReduceSumSquare", [name], [name + _POWER], keepdims=0))
+        augmented.graph.output.append(onnx.helper.make_tensor_value_info(name + _POWER, onnx.TensorProto.FLOAT, []))
     return augmented
 
 
