@@ -59,6 +59,8 @@ def _visit(model: Model, node: gs.Node) -> int:
         return 0
     if any(tensor.outputs for tensor in node.outputs[1:]):
         return 0
+    if node.op == "Reshape":
+        _drop_allowzero(node)
     test = NEUTRAL.get(node.op)
     index = test(node) if test is not None else None
     if index is not None and bypass(model.graph, node, index):
@@ -68,6 +70,13 @@ def _visit(model: Model, node: gs.Node) -> int:
     if node.op == "Reshape":
         return _merge_reshape(model.graph, node)
     return 0
+
+
+def _drop_allowzero(node: gs.Node) -> None:
+    """``allowzero`` says nothing about a target without zeros."""
+    target = ints_of(node, "shape", 1)
+    if target is not None and 0 not in target:
+        node.attrs.pop("allowzero", None)
 
 
 def _merge_transpose(graph: gs.Graph, node: gs.Node) -> int:

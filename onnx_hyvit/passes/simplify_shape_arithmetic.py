@@ -72,6 +72,8 @@ def _visit(model: Model, known: Inferred, node: gs.Node) -> int:
         return 1
     if node.op in ("Reshape", "Expand") and constant_of(node.inputs[1]) is None:
         target = _reshape_target(known, node) if node.op == "Reshape" else _expand_target(known, node)
+        if target is not None:
+            node.attrs.pop("allowzero", None)
         return _set_input(graph, node, 1, target)
     if node.op == "Flatten":
         return _flatten_as_reshape(graph, known, node)
@@ -116,7 +118,7 @@ def _forward(node: gs.Node) -> bool:
 
 def _reshape_target(known: Inferred, node: gs.Node) -> list[int] | None:
     value, shape = known.value(node.inputs[1]), known.shape(node.inputs[0])
-    if value is None or node.attrs.get("allowzero", 0):
+    if value is None or (node.attrs.get("allowzero", 0) and 0 in value):
         return None
     wanted, resolved = list(value.reshape(-1)), known.shapes.get(node.outputs[0].name)
     if -1 in wanted and resolved is not None and len(resolved) == len(wanted):

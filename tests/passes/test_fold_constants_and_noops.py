@@ -123,6 +123,23 @@ def test_zero_of_an_outer_reshape_is_resolved() -> None:
     assert ops(model) == {"Reshape": 1}
 
 
+def test_allowzero_without_zeros_does_not_hinder() -> None:
+    weights = {"s": np.array([-1, 24], np.int64), "t": np.array([-1, 2, 12], np.int64)}
+    text = """agraph (float[N, 4, 6] x) => (float[N, 2, 12] y) {
+        r = Reshape<allowzero = 1>(x, s) y = Reshape<allowzero = 1>(r, t) }"""
+    model = apply(parse(text, weights=weights), eliminate_noops.PASS, batches=(1, 3))
+    assert ops(model) == {"Reshape": 1}
+
+
+def test_a_zero_that_means_zero_is_kept() -> None:
+    weights = {"s": np.array([0, 3], np.int64), "t": np.array([0, 5], np.int64)}
+    text = """agraph (float[0, 3] x) => (float[0, 5] y) {
+        r = Reshape<allowzero = 1>(x, s) y = Reshape<allowzero = 1>(r, t) }"""
+    model = load_model(parse(text, weights=weights))
+    run_passes(model, [eliminate_noops.PASS])
+    assert all(node.attrs.get("allowzero") == 1 for node in model.graph.nodes) and ops(model)["Reshape"] >= 1
+
+
 def test_inner_reshape_with_another_reader_stays() -> None:
     weights = {"s": np.array([4, 3], np.int64), "t": np.array([2, 6], np.int64)}
     text = "agraph (float[12] x) => (float[2, 6] y, float[4, 3] z) { r = Reshape(x, s) z = Relu(r) y = Reshape(r, t) }"
