@@ -95,7 +95,7 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fall))
 
 
-PROGRESSIVE = ((0.0, 32), (0.35, 48), (0.65, 64))
+PROGRESSIVE = ((0.0, 32), (0.2, 48), (0.5, 64))
 
 # In the order in which `train_zoo.py --all` trains them.
 RECIPES = {
