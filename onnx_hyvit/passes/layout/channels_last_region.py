@@ -128,10 +128,14 @@ class _Region:
             )
             for key, tensor in self.tensors.items()
         }
+        leaving = [
+            (tensor, [user for user in tensor.outputs if self._is_outside(user)])
+            for tensor in self.exits
+            if not self._enters(tensor)
+        ]
         for tensor in self.entries:
             attrs = {"perm": list(PERM)}
             add_node(self.graph, "Transpose", [tensor], [flipped[id(tensor)]], stem="to_channels_last", attrs=attrs)
-        leaving = [(tensor, [user for user in tensor.outputs if self._is_outside(user)]) for tensor in self.exits]
         for node in self.nodes:
             flip(self.graph, node, flipped)
         for tensor, users in leaving:
@@ -141,6 +145,10 @@ class _Region:
             take_over_output(last, outside)
             for user in users:
                 user.inputs = [outside if given is tensor else given for given in user.inputs]
+
+    def _enters(self, tensor: gs.Tensor) -> bool:
+        """Whether ``tensor`` comes from outside, so that readers outside go on reading it as it is."""
+        return any(tensor is other for other in self.entries)
 
     def _is_outside(self, user: gs.Node) -> bool:
         return user.op in MOVES and whole_sample_norm(user) is None

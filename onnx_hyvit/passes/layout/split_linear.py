@@ -17,7 +17,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ...graph.edit import add_node, constant_of, ints_of, new_constant, only_consumer_of, rank_of, take_over_output
+from ...graph.edit import (
+    add_node,
+    constant_of,
+    ints_of,
+    is_graph_output,
+    new_constant,
+    only_consumer_of,
+    rank_of,
+    take_over_output,
+)
 from ...graph.io import Model
 from ...graph.linear import has_fixed_bias, output_axis, weight_of
 from ...graph.pattern import NearMiss
@@ -38,7 +47,8 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
         sizes = None if split is None or split.op != "Split" else _sizes(node, split)
         if split is None or sizes is None:
             continue
-        if not all(tensor.outputs for tensor in split.outputs) or int(node.attrs.get("group", 1)) != 1:
+        unused = any(not tensor.outputs and not is_graph_output(graph, tensor) for tensor in split.outputs)
+        if unused or int(node.attrs.get("group", 1)) != 1:
             near_misses.append(NearMiss("a part is unused, or the convolution has groups", node.name))
             continue
         _rewrite(graph, node, add, split, sizes)
