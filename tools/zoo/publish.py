@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from .preprocess_file import write_preprocess_file
 from .recipe import DATASETS, RECIPES, Recipe
 from .scoring import open_session, predict, wilson
 from .speed import use_plain_attention
-from .training import CHECKPOINT
+from .training import CHECKPOINT, CURVE
 
 LICENCE = "Apache-2.0"
 SUBSET_TEST, SUBSET_CALIBRATION, SUBSET_SEED = 2000, 256, 0
@@ -60,7 +61,7 @@ def publish(name: str, run: Path, test: Images, models: Path) -> dict[str, Any]:
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["N", len(DATASETS[recipe.dataset].classes)]},
         "preprocessing": preprocessing,
         "accuracy": measure(path, test, preprocessing),
-        "made": made_by(recipe, minutes),
+        "made": made_by(recipe, minutes, run),
         "licence": LICENCE,
     }
     entries = read_index(models)
@@ -104,13 +105,15 @@ def measure(path: Path, test: Images, preprocessing: dict[str, Any]) -> dict[str
     return {"top1": round(share.value, 4), "low": round(share.low, 4), "high": round(share.high, 4), "images": share.n}
 
 
-def made_by(recipe: Recipe, minutes: float) -> dict[str, Any]:
-    """Recipe, time and versions behind a model."""
+def made_by(recipe: Recipe, minutes: float, run: Path) -> dict[str, Any]:
+    """Recipe, time, versions and the curve of the training behind a model."""
+    curve = (run / CURVE).read_text(encoding="utf-8").splitlines() if (run / CURVE).is_file() else []
     return {
         "tool": "tools/train_zoo.py",
         "recipe": asdict(recipe),
         "core_minutes": round(minutes, 1),
         "versions": {package: version(package).split("+")[0] for package in ("torch", "timm", "onnx", "onnxscript")},
+        "curve": [json.loads(line) for line in curve],
     }
 
 
