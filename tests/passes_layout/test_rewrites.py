@@ -14,6 +14,7 @@ from onnx_hyvit.passes.layout import (
     gelu_to_sigmoid,
     pad_stem,
     split_linear,
+    unpack_heads,
 )
 
 RNG = np.random.default_rng(5)
@@ -184,3 +185,50 @@ def test_gelu_is_close_to_its_sigmoid_form() -> None:
     (exact,), (close,) = run(proto, feeds), run(model_to_proto(model, check=True), feeds)
     error = np.abs(exact - close).max()
     assert 0.015 < error < 0.0204
+
+
+HEADS = {
+    "w": normal(8, 48), "b": normal(48), "five": ints(-1, 6, 3, 4, 4), "ones": ints(1, 1, 1), "zero": ints(0),
+    "i0": np.array(0, np.int64), "i1": np.array(1, np.int64), "i2": np.array(2, np.int64),
+}  # fmt: skip
+QKV = "m = MatMul(x, w) p = Add(m, b) r = Reshape(p, five) "
+UNBIND = """t = Transpose<perm=[2, 0, 3, 1, 4]>(r) a, c, d = Split<axis=0>(t, ones)
+            q = Squeeze(a, zero) k = Squeeze(c, zero) v = Squeeze(d, zero)"""
+GATHERS = """t = Transpose<perm=[2, 0, 3, 1, 4]>(r)
+             q = Gather<axis=0>(t, i0) v = Gather<axis=0>(t, i2) k = Gather<axis=0>(t, i1)"""
+ATTEND = "kt = Transpose<perm=[0, 1, 3, 2]>(k) l = MatMul(q, kt) s = Softmax<axis=-1>(l) y = MatMul(s, v)"
+
+
+def heads(body: str, tail: str = ATTEND) -> str:
+    return f"agraph (float[N, 6, 8] x) => (float[N, 4, 6, 4] y) {{ {body} {tail} }}"
+
+
+@pytest.mark.parametrize("taken", [UNBIND, GATHERS], ids=["unbind", "gathers"])
+def test_heads_are_moved_after_the_split(taken: str) -> None:
+    passes = (simplify_shape_arithmetic.PASS, unpack_heads.PASS, split_linear.PASS)
+    found = ops(apply(parse(heads(QKV + taken), weights=HEADS), *passes, batches=(1, 2)))
+    assert found["Split"] == found["Gather"] == found["Squeeze"] == 0
+    assert found["MatMul"] == 5 and found["Transpose"] == 4
+
+
+def test_channel_attention_needs_no_further_transpose() -> None:
+    taken = UNBIND.replace("[2, 0, 3, 1, 4]", "[2, 0, 3, 4, 1]")
+    tail = "l = MatMul(q, k) y = MatMul(l, v)"
+    text = f"agraph (float[N, 4, 8] x) => (float[N, 4, 4, 4] y) {{ {QKV} {taken} {tail} }}"
+    weights = {**HEADS, "five": ints(-1, 4, 3, 4, 4)}
+    passes = (simplify_shape_arithmetic.PASS, unpack_heads.PASS)
+    model = apply(parse(text, weights=weights), *passes, batches=(1, 2))
+    assert [node.attrs["perm"] for node in model.graph.nodes if node.op == "Transpose"] == [[0, 2, 3, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("body", "tail"),
+    [
+        ("p = Softmax(x) e = Concat<axis=-1>(p, p, p, p, p, p) r = Reshape(e, five) " + UNBIND, ATTEND),
+        (QKV + GATHERS.replace("i2", "i1"), ATTEND),
+        (QKV + UNBIND, ATTEND.replace("y =", "z =") + " u = ReduceMean<keepdims=0>(t, zero) y = Add(z, u)"),
+    ],
+    ids=["no linear operator", "a part taken twice", "packed tensor read elsewhere"],
+)
+def test_packed_heads_that_stay(body: str, tail: str) -> None:
+    assert count_of(parse(heads(body, tail), weights=HEADS), unpack_heads.PASS) == 0

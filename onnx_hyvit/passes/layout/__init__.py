@@ -7,9 +7,10 @@ decides by measured accuracy whether to run them.
 from __future__ import annotations
 
 from ..infrastructure import GraphPass
-from . import channels_last_region, compose_movement, gelu_to_sigmoid, pad_stem, split_linear
+from . import channels_last_region, compose_movement, gelu_to_sigmoid, pad_stem, split_linear, unpack_heads
 
 LAYOUT: tuple[GraphPass, ...] = (
+    unpack_heads.PASS,
     split_linear.PASS,
     channels_last_region.PASS,
     compose_movement.PASS,
