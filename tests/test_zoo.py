@@ -88,6 +88,14 @@ def test_readme_table_matches_the_index() -> None:
     assert table == index.render_table(list(ENTRIES.values()))
 
 
+def test_readme_results_match_the_file() -> None:
+    page = (MODELS / "README.md").read_text(encoding="utf-8")
+    table = page.partition(results.RESULTS_START)[2].partition(results.RESULTS_END)[0].strip()
+    numbers = json.loads((MODELS / "results.json").read_text(encoding="utf-8"))
+    assert table == results.render_results(numbers)
+    assert {row["name"] for row in numbers["models"]} <= set(ENTRIES)
+
+
 def test_fashion_subset_has_its_arrays() -> None:
     with np.load(MODELS / datasets.FASHION_SUBSET, allow_pickle=False) as npz:
         assert {key: (npz[key].dtype.name, npz[key].shape) for key in sorted(npz.files)} == {
