@@ -18,6 +18,7 @@ from . import (
     sink_reshapes,
 )
 from .infrastructure import GraphPass, PassResult, run_passes
+from .layout import join_rows, merge_equal_nodes
 
 # Constants and shapes first, since every later condition asks for them; then the norms and activations while their
 # spelling is intact; then folds into weights, which need the fused forms as neighbours; then what became neutral.
@@ -45,8 +46,12 @@ LOWERING: tuple[GraphPass, ...] = (
     eliminate_noops.PASS,
     sink_reshapes.PASS,
     eliminate_noops.PASS,
+    join_rows.PASS,
+    sink_reshapes.PASS,
+    merge_equal_nodes.PASS,
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
+    merge_equal_nodes.PASS,
 )
 
 __all__ = ["CANONICAL", "LOWERING", "GraphPass", "PassResult", "run_passes"]

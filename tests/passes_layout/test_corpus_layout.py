@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from corpus_files import quick_or_slow
 from exactness import assert_same
 
 from onnx_hyvit.graph import load_model, model_to_proto
@@ -19,7 +20,7 @@ INDEX = json.loads((CORPUS / "index.json").read_text())["models"]
 FILES = [entry["file"] for entry in INDEX]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", quick_or_slow(FILES))
 def test_layout_is_exact(file: str) -> None:
     before = onnx.load(CORPUS / file)
     free = not before.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")

@@ -7,11 +7,13 @@ import pytest
 from exactness import apply, count_of, ops, parse, random_inputs, run
 
 from onnx_hyvit.graph import load_model, model_to_proto
-from onnx_hyvit.passes import run_passes, simplify_shape_arithmetic
+from onnx_hyvit.passes import LOWERING, run_passes, simplify_shape_arithmetic
 from onnx_hyvit.passes.layout import (
     channels_last_region,
     compose_movement,
     gelu_to_sigmoid,
+    join_rows,
+    merge_equal_nodes,
     pad_stem,
     split_linear,
     unpack_heads,
@@ -232,3 +234,46 @@ def test_channel_attention_needs_no_further_transpose() -> None:
 )
 def test_packed_heads_that_stay(body: str, tail: str) -> None:
     assert count_of(parse(heads(body, tail), weights=HEADS), unpack_heads.PASS) == 0
+
+
+STREAM = {
+    "w": normal(8, 8), "v": normal(8, 8), "b": normal(8), "gain": normal(8), "rows": ints(-1, 8),
+    "again": ints(-1, 8), "other": ints(-1, 4), "back": ints(-1, 5, 8),
+}  # fmt: skip
+BLOCK = """r = Reshape(x, rows) g = Gemm(r, w, b) s = Reshape(g, back) y1 = Add(x, s)
+           n = LayerNormalization(y1, gain, b) r2 = Reshape(n, rows) g2 = Gemm(r2, v, b) s2 = Reshape(g2, back) """
+
+
+def stream(tail: str) -> str:
+    return f"agraph (float[N, 5, 8] x) => (float[N, 5, 8] y) {{ {BLOCK} {tail} }}"
+
+
+@pytest.mark.parametrize("order", ["Add(y1, s2)", "Add(s2, y1)"])
+def test_residual_stream_stays_in_rows(order: str) -> None:
+    passes = (simplify_shape_arithmetic.PASS, *LOWERING)
+    model = apply(
+        parse(stream(f"a = {order} y = LayerNormalization(a, gain, b)"), weights=STREAM), *passes, batches=(1, 2)
+    )
+    assert ops(model)["Reshape"] <= 2
+
+
+def test_sum_that_nobody_reads_in_rows_stays() -> None:
+    assert (
+        count_of(
+            parse(stream("y = Softmax(s2)").replace("y1 = Add(x, s)", "y1 = Tanh(s)"), weights=STREAM), join_rows.PASS
+        )
+        == 0
+    )
+
+
+def test_equal_movements_are_merged() -> None:
+    text = """agraph (float[N, 8] x) => (float[M, 8] y, float[P, 4] z) {
+        a = Reshape(x, rows) c = Reshape(x, again) d = Reshape(x, other) e = Relu(a) f = Tanh(c)
+        y = Add(e, f) z = Relu(d) }"""
+    assert ops(apply(parse(text, weights=STREAM), merge_equal_nodes.PASS, batches=(1, 2)))["Reshape"] == 2
+
+
+def test_equal_outputs_of_the_graph_stay() -> None:
+    text = """agraph (float[4, 8] x) => (float[8, 4] y, float[8, 4] z) {
+        y = Transpose<perm=[1, 0]>(x) z = Transpose<perm=[1, 0]>(x) }"""
+    assert count_of(parse(text), merge_equal_nodes.PASS) == 0
