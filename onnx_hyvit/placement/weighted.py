@@ -111,6 +111,9 @@ def _refuse_shape(node: gs.Node, weight: np.ndarray, rule: OpRule, reads_codes: 
     depthwise = group > 1 and group == channels_in
     if depthwise and not rule.depthwise:
         return "depthwise convolutions stay float on this target"
+    taps = int(np.prod(weight.shape[2:]))
+    if depthwise and channels_in % rule.depthwise_block and taps > rule.unblocked_taps:
+        return f"a depthwise kernel of {taps} on {channels_in} channels, no multiple of {rule.depthwise_block}"
     if group > 1 and not depthwise and not rule.grouped:
         return "grouped convolutions stay float on this target"
     return None

@@ -58,12 +58,16 @@ class OpRule:
     Args:
         min_channels: Least number of channels (the larger of input and output) for which int8 pays.
         depthwise: Whether a grouped convolution with one channel per group may be int8.
+        depthwise_block: Channels that the int8 depthwise kernel works on at once; it is slow for other numbers.
+        unblocked_taps: Most kernel elements of an int8 depthwise convolution without whole blocks of channels.
         grouped: Whether any other grouped convolution may be int8.
         attributes: Attribute values that the node must have; a missing attribute counts as its ONNX default given here.
     """
 
     min_channels: int = 1
     depthwise: bool = True
+    depthwise_block: int = 1
+    unblocked_taps: int = 9
     grouped: bool = True
     attributes: Mapping[str, Any] = field(default_factory=dict)
 

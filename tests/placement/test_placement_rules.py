@@ -53,6 +53,14 @@ def test_depthwise_conv_is_int8():
     assert plan_of(parse(text, w=weight(16, 1, 3, 3))).int8_nodes == ("y",)
 
 
+@pytest.mark.parametrize(("channels", "kernel", "int8"), [(24, 3, True), (24, 5, False), (32, 5, True), (32, 7, True)])
+def test_wide_depthwise_kernels_are_int8_in_whole_blocks_of_channels(channels, kernel, int8):
+    text = f"g (float[1,{channels},8,8] x) => (float[1,{channels},H,W] y) {{ y = Conv<group={channels}>(x, w) }}"
+    plan = plan_of(parse(text, w=weight(channels, 1, kernel, kernel)))
+    assert (plan.int8_nodes == ("y",)) is int8
+    assert int8 or "multiple of 16" in plan.float_nodes["y"]
+
+
 def test_conv_transpose_stays_float_with_the_target_s_reason():
     text = "g (float[1,16,8,8] x) => (float[1,16,9,9] y) { y = ConvTranspose(x, w) }"
     plan = plan_of(parse(text, w=weight(16, 16, 2, 2)))
