@@ -22,7 +22,11 @@ demo: $(VENV)/.test
 
 ## The test suite.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+
+## Everything, the slow sweeps over the whole corpus included (about an hour on two cores).
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "slow or not slow" $(PYTEST_ARGS)
 
 ## Lint, formatting and types.
 check: $(VENV)/.dev

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .audit import audit
 from .blocks import Structure, find_structure
 from .calibrate import activation_qparams, weight_scales
 from .config import QuantConfig
-from .errors import ModelError, OutputError
+from .errors import ConfigError, ModelError, OutputError
 from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .insert_qdq import insert_qdq
@@ -97,9 +97,10 @@ def quantize(
         check_output(output, model)
     loaded = load_model(model, config.opset)
     float_size = _size_of(model)
+    names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    plan = _plan(prepared, target, config)
+    plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
     granularity = None
@@ -107,7 +108,8 @@ def quantize(
         powers = observe(model_to_proto(prepared.model)).powers
         granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
-        plan = _plan(prepared, target, config, granularity.added)
+        kept = (*_kept_float(prepared, config, names), *granularity.added)
+        plan = _plan(prepared, target, config, kept)
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     qparams |= weight_scales(prepared.model, plan, recipe)
@@ -150,7 +152,34 @@ def adapted_target(config: QuantConfig) -> Target:
     return replace(target, activation=activation, weight=weight)
 
 
-def _plan(prepared: Prepared, target: Target, config: QuantConfig, added: tuple[str, ...] = ()) -> Plan:
+def check_node_names(model: Model, wanted: Sequence[str]) -> frozenset[str]:
+    """Names of the loaded model's nodes; refuses names in ``wanted`` that no node has.
+
+    Raises:
+        ConfigError: Names the first such node.
+    """
+    known = frozenset(node.name for node in model.graph.nodes)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"float_nodes: {model.path} has no node {name!r}; `onnx-hyvit inspect --json` lists them")
+    return known
+
+
+def _kept_float(prepared: Prepared, config: QuantConfig, names: frozenset[str]) -> tuple[str, ...]:
+    """Nodes of the rewritten graph that must stay float: those named, and those that rewrites made of them.
+
+    A rewrite names its new nodes after the one that they come from, with an ending; a node that was folded into another
+    one is gone, and so is the request.
+    """
+    return tuple(
+        node.name
+        for node in prepared.model.graph.nodes
+        if node.name in config.float_nodes
+        or (node.name not in names and any(node.name.startswith(f"{name}_") for name in config.float_nodes))
+    )
+
+
+def _plan(prepared: Prepared, target: Target, config: QuantConfig, float_nodes: Sequence[str]) -> Plan:
     return make_plan(
         prepared.model,
         prepared.shapes,
@@ -158,7 +187,7 @@ def _plan(prepared: Prepared, target: Target, config: QuantConfig, added: tuple[
         weight_bits=config.weight_bits,
         activation_bits=config.activation_bits,
         residual=config.residual,
-        float_nodes=(*config.float_nodes, *added),
+        float_nodes=float_nodes,
     )
 
 

@@ -149,8 +149,6 @@ def quantized(report: dict[str, Any]) -> None:
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     _float_reasons(out, kept)
     _kernels(out, report["audit"])
-    for warning in report["calibration"]["warnings"]:
-        out.print(f"  [yellow]warning[/] {escape(warning)}")
     for finding in report["findings"]:
         out.print(f"  [yellow]note[/] {escape(finding)}")
     ratio = size["float_bytes"] / max(1, size["int8_bytes"])

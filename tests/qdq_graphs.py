@@ -12,9 +12,8 @@ from onnx import numpy_helper
 from onnx_hyvit.graph import Model, load_model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.numerics import QParams, qparams_from_range
-from onnx_hyvit.runtime import observe_shapes
 from onnx_hyvit.placement import Plan, make_plan
-from onnx_hyvit.runtime import make_session
+from onnx_hyvit.runtime import make_session, observe_shapes
 from onnx_hyvit.targets import load_target
 
 HEADER = '<ir_version: 9, opset_import: ["" : 20]>\n'

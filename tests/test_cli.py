@@ -65,7 +65,7 @@ def test_quantize_writes_a_valid_smaller_model(quantized: tuple[Path, dict], tin
     assert sum(block["kind"] == "bridge" for block in report["found"]["blocks"]) == 3
 
 
-def test_quantize_is_deterministic(quantized: tuple[Path, dict], tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_quantize_is_deterministic(quantized, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.onnx"
     done = run_cli("quantize", tiny_model, "-o", again, "--calib", tiny_data, "--samples", 8, "-q")
     assert done.returncode == 0, done.stderr
@@ -105,7 +105,7 @@ def test_inspect_lists_the_structure(tiny_model: Path) -> None:
     assert "bridge" in shown.stdout
 
 
-def test_compare_measures_the_pair(quantized: tuple[Path, dict], tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_compare_measures_the_pair(quantized, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(["0"] * 24))
     arguments = ("compare", tiny_model, quantized[0], "--data", tiny_data, "--labels", labels, "--runs", 3)
@@ -163,9 +163,7 @@ class TestBadInput:
         assert_one_line_error(quantize(tmp_path / "relu.onnx", tmp_path / "x.npz"), "no node can be quantized")
 
     def test_custom_domain(self, quantize, tmp_path: Path) -> None:
-        text = (
-            '<ir_version: 8, opset_import: ["": 17, "acme": 1]> g (float[1,3] x) => (float[1,3] y) { y = acme.Magic(x) }'
-        )
+        text = '<ir_version: 8, opset_import: ["": 17, "acme": 1]> g (float[1] x) => (float[1] y) { y = acme.Magic(x) }'
         onnx.save(onnx.parser.parse_model(text), tmp_path / "custom.onnx")
         assert_one_line_error(quantize(tmp_path / "custom.onnx"), "acme")
 

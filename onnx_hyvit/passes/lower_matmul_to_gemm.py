@@ -88,6 +88,7 @@ def _lower(graph: gs.Graph, node: gs.Node, add: gs.Node, bias: np.ndarray, leadi
     inputs = [flat, new_constant(graph, f"{node.name}_weight", weight), new_constant(graph, f"{node.name}_bias", bias)]
     product = new_variable(graph, f"{node.name}_gemm", dtype=weight.dtype, shape=[_rows(source.shape), columns])
     last = add_node(graph, "Gemm", inputs, [product], stem=f"{node.name}_gemm")
+    last.name, node.name = node.name, last.name  # plans and users know the layer by this name
     if len(leading) > 1:
         target = _target(graph, node, leading, columns)
         shaped = new_variable(graph, f"{node.name}_shaped", dtype=weight.dtype)

@@ -13,6 +13,7 @@ from onnx_hyvit.backward import build_backward, linear_loss
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 TENSORS = 3
+WITHOUT_RULE = {"hf_mobilevit_v2": {"Col2Im"}}
 
 
 def _one_file_per_architecture() -> list[str]:
@@ -49,11 +50,11 @@ def test_gradients_of_a_whole_model(file: str, run_model, load_model, observe_mo
         name for node in layers for name in node.output if values[name].dtype == np.float32 and name not in outputs
     ]
     model = build_backward(proto, targets, linear_loss({name: shapes[name] for name in outputs}), shapes)
-    assert not model.unsupported
+    assert {entry.op for entry in model.unsupported} == WITHOUT_RULE.get(file.split(".")[0], set())
 
     seeds = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in outputs}
     found = run_model(model.proto, {**feeds, **{f"noise/{name}": seed for name, seed in seeds.items()}})
-    chosen = [str(name) for name in rng.choice(list(model.gradients), TENSORS, replace=False)]
+    chosen = [str(name) for name in rng.choice(list(model.gradients), min(TENSORS, len(model.gradients)), replace=False)]
     moved = load_model(insert_deltas(proto, {name: shapes[name] for name in chosen}))
     still = {f"delta/{name}": np.zeros(shapes[name], np.float32) for name in chosen}
     size = max(float(np.linalg.norm(values[name])) for name in outputs)

@@ -10,22 +10,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from corpus_files import REPRESENTATIVES, quick_or_slow
 
 from onnx_hyvit.blocks import KINDS, Structure, find_structure
 from onnx_hyvit.graph import Model, load_model, model_to_proto
 from onnx_hyvit.graph.io import infer_shapes
 from onnx_hyvit.graph.region import extract_region
-from onnx_hyvit.runtime import observe_shapes
 from onnx_hyvit.passes import CANONICAL, run_passes
+from onnx_hyvit.runtime import observe_shapes
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 ENTRIES = {entry["file"]: entry for entry in json.loads((CORPUS / "index.json").read_text())["models"]}
 FILES = sorted(ENTRIES)
 RAW, PREPARED = "raw", "canonical"
-CASES = [(file, PREPARED) for file in FILES] + [
-    (file, RAW)
-    for file in {(entry["architecture"], entry["exporter"]): name for name, entry in ENTRIES.items()}.values()
-]
+CASES = [(file, PREPARED) for file in FILES] + [(file, RAW) for file in FILES if file in REPRESENTATIVES]
 SAME_RESOLUTION = {"caformer": 1}
 """The reduced CAFormer has no down-sampling between its two attention stages: one run, so one bridge."""
 
@@ -91,7 +89,7 @@ def test_blocks_are_connected(file: str) -> None:
         assert len(joined) == 1, (block.name, block.nodes)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", quick_or_slow(FILES))
 def test_every_block_is_cut_out_checks_and_computes_what_the_whole_model_computes(file: str) -> None:
     _, proto, shapes, structure = _load(file, PREPARED)
     typed = infer_shapes(proto)
@@ -105,7 +103,7 @@ def test_every_block_is_cut_out_checks_and_computes_what_the_whole_model_compute
             np.testing.assert_allclose(value, values[name], rtol=1e-3, atol=1e-4 * max(1.0, np.abs(values[name]).max()))
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if ENTRIES[file]["expected_bridges"]])
+@pytest.mark.parametrize("file", quick_or_slow(file for file in FILES if ENTRIES[file]["expected_bridges"]))
 def test_onnx_extractor_cuts_bridges(file: str) -> None:
     _, proto, _, structure = _load(file, PREPARED)
     extractor = onnx.utils.Extractor(infer_shapes(proto))

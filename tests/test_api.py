@@ -1,0 +1,123 @@
+"""The Python API: the same function behind both doors, and a report that says what was done."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_hyvit
+from onnx_hyvit import CalibrationError, ConfigError, ModelError, OutputError, QuantConfig
+from onnx_hyvit.runtime import make_session
+
+
+@pytest.fixture(scope="module")
+def feeds(tiny_data: Path) -> dict[str, np.ndarray]:
+    with np.load(tiny_data) as data:
+        return dict(data)
+
+
+def outputs_of(model: object, feeds: dict[str, np.ndarray], count: int = 4) -> np.ndarray:
+    """The first output of the first ``count`` samples, run one by one (the tiny model's batch is fixed)."""
+    session = make_session(model)
+    rows = [{name: values[index : index + 1] for name, values in feeds.items()} for index in range(count)]
+    return np.concatenate([next(iter(session.run(row).values())) for row in rows])
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model: Path, feeds: dict[str, np.ndarray]) -> onnx_hyvit.QuantResult:
+    return onnx_hyvit.quantize(tiny_model, calibration=feeds, config=QuantConfig(samples=8))
+
+
+def test_nothing_is_written_without_an_output(result: onnx_hyvit.QuantResult) -> None:
+    assert result.path is None
+    assert isinstance(result.model, onnx.ModelProto)
+    json.dumps(result.report)
+
+
+def test_int8_is_close_to_float(result, tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
+    expected = outputs_of(tiny_model, feeds)
+    found = outputs_of(result.model, feeds)
+    noise = np.square(expected - found).sum() / np.square(expected).sum()
+    assert noise < 0.15, "the random weights of the tiny model amplify noise, but not that much"
+    assert noise > 0, "nothing was quantized"
+
+
+def test_every_heavy_node_is_int8_or_has_a_reason(result) -> None:
+    audit, plan = result.report["audit"], result.report["plan"]
+    for node in audit["float"]:
+        assert node in plan["float_nodes"], node
+    assert audit["counts"]["float_weighted"] <= 2, "all but the two narrowest convolutions"
+    assert audit["dequantized_weights"] == []
+    assert audit["bad_kernels"] == []
+    assert audit["counts"]["int8"] >= 20
+
+
+def test_interface_and_metadata_are_kept(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
+    model = onnx.load(tiny_model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "author", "someone"
+    model.graph.doc_string = "a graph"
+    before = copy.deepcopy(model)
+    quantized = onnx_hyvit.quantize(model, calibration=feeds, config=QuantConfig(samples=2)).model
+    assert model == before, "the caller's model was changed"
+    assert {entry.key: entry.value for entry in quantized.metadata_props}["author"] == "someone"
+    assert quantized.graph.doc_string == "a graph"
+    for kind in ("input", "output"):
+        names = [[value.name for value in getattr(proto.graph, kind)] for proto in (model, quantized)]
+        assert names[0] == names[1]
+
+
+def test_path_bytes_and_proto_give_the_same_model(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
+    config = QuantConfig(samples=2, verify=False)
+    models = [
+        onnx_hyvit.quantize(model, calibration=feeds, config=config).model.SerializeToString(deterministic=True)
+        for model in (tiny_model, tiny_model.read_bytes(), onnx.load(tiny_model))
+    ]
+    assert models[0] == models[1] == models[2]
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("minmax", 0.2), ("average", 0.6), ("mse", 0.2), ("gains", 0.2)])
+def test_every_recipe_gives_a_working_model(recipe: str, limit: float, tiny_model: Path, feeds) -> None:
+    found = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=QuantConfig(samples=8, recipe=recipe))
+    expected = outputs_of(tiny_model, feeds)
+    values = outputs_of(found.model, feeds)
+    assert np.square(expected - values).sum() < limit * np.square(expected).sum()
+
+
+def test_fewer_bits_run_on_the_same_kernels_and_cost_accuracy(result, tiny_model: Path, feeds) -> None:
+    narrow = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=QuantConfig(samples=8, bits="w4a6"))
+    assert narrow.report["audit"]["counts"]["int8"] == result.report["audit"]["counts"]["int8"]
+    expected = outputs_of(tiny_model, feeds)
+    errors = [float(np.square(expected - outputs_of(model, feeds)).sum()) for model in (result.model, narrow.model)]
+    assert errors[0] < errors[1]
+
+
+def test_float_nodes_stay_float(result, tiny_model: Path, feeds) -> None:
+    name = result.report["audit"]["int8"][3]
+    config = QuantConfig(samples=2, float_nodes=(name,))
+    again = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config)
+    assert name in again.report["plan"]["float_nodes"]
+    assert name not in again.report["audit"]["int8"]
+
+
+def test_bad_calls_raise_our_errors(tiny_model: Path, feeds, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        onnx_hyvit.quantize(tmp_path / "none.onnx", calibration=feeds)
+    with pytest.raises(CalibrationError):
+        onnx_hyvit.quantize(tiny_model, calibration=[])
+    with pytest.raises(OutputError, match="does not exist"):
+        onnx_hyvit.quantize(tiny_model, tmp_path / "a" / "b.onnx", calibration=feeds)
+    with pytest.raises(ConfigError, match="soup"):
+        onnx_hyvit.quantize(tiny_model, calibration=feeds, config=QuantConfig(recipe="soup"))
+
+
+def test_shared_names_stand_for_shared_values(result, tiny_model: Path, feeds) -> None:
+    """What makes ``compare`` honest: no tensor that kept its name differs more than rounding explains."""
+    report = onnx_hyvit.compare(onnx.load(tiny_model), result.model, feeds, samples=4, runs=2)
+    assert len(report["tensors"]) > 30
+    assert report["tensors"][0]["sqnr_db"] > 3
