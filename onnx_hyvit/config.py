@@ -50,7 +50,7 @@ class QuantConfig:
         verify: Run the finished model at every optimisation level and compare.
     """
 
-    recipe: str = "percentile"
+    recipe: str = "gains"
     bits: str = "w8a8"
     target: str = "ort-x86"
     samples: int | None = 64

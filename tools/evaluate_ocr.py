@@ -128,7 +128,9 @@ def main() -> None:
             f"agreement {row['agreement']:.2f} %  {speed}"
         )
     if options.json:
-        options.json.write_text(json.dumps({"lines": options.lines, "seed": options.seed, "models": results}, indent=2))
+        named = {Path(name).name: row for name, row in results.items()}
+        report = {"made_by": "make ocr", "lines": options.lines, "seed": options.seed, "models": named}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

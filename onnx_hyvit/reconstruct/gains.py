@@ -23,7 +23,7 @@ from .gain_sites import GainSite, constant_operand
 LIMIT = 1e-3
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 BALANCES = (0.0, 0.25, 0.5)
-WORTH = {"affine": 0.95, "mul": 0.6}
+WORTH = {"affine": 0.95, "mul": 0.1}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def choose_gains(
 
     Returns:
         Tensor name -> gain float64 [C], in ``[LIMIT, 1]``. Sites are left out whose error falls by less than 5 %, or
-        by less than 40 % where the gain costs a node.
+        by less than 90 % where the gain costs a node.
     """
     nodes = {node.name: node for node in model.graph.nodes}
     gains = {}
