@@ -88,7 +88,7 @@ def inspected(report: dict[str, Any]) -> None:
             str(index),
             f"[{KIND_STYLES.get(kind, 'white')}]{kind}[/]",
             str(len(block["nodes"])),
-            _count(block.get("parameters")),
+            _count(block.get("params")),
             _count(block.get("macs")),
             _edges(block["inputs"]),
             _edges(block["outputs"]),

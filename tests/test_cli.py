@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -252,3 +253,22 @@ def test_disk_full_leaves_nothing(tiny_model: Path, tiny_data: Path, tmp_path: P
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("caught"), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 4.0])
+def test_ctrl_c_leaves_no_partial_file(tiny_model: Path, tiny_data: Path, tmp_path: Path, delay: float) -> None:
+    """Whenever it comes, the folder holds nothing, or the whole model when the run was already over."""
+    output = tmp_path / "out.onnx"
+    arguments = ["quantize", str(tiny_model), "-o", str(output), "--calib", str(tiny_data), "-q"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnx_hyvit", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    code = process.wait(120)
+    if code == 0:
+        onnx.checker.check_model(onnx.load(output), full_check=True)
+    else:
+        assert list(tmp_path.iterdir()) == []
