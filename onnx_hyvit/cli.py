@@ -70,6 +70,9 @@ def quantize(
     batch_size: Annotated[int | None, typer.Option(help="Samples per calibration run.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
     residual: Annotated[str | None, typer.Option(help="Residual additions: auto, float or int8.")] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level (default).")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -87,6 +90,7 @@ def quantize(
         "batch_size": batch_size,
         "threads": threads,
         "residual": residual,
+        "verify": verify,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:
