@@ -54,7 +54,8 @@ def test_gradients_of_a_whole_model(file: str, run_model, load_model, observe_mo
 
     seeds = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in outputs}
     found = run_model(model.proto, {**feeds, **{f"noise/{name}": seed for name, seed in seeds.items()}})
-    chosen = [str(name) for name in rng.choice(list(model.gradients), min(TENSORS, len(model.gradients)), replace=False)]
+    count = min(TENSORS, len(model.gradients))
+    chosen = [str(name) for name in rng.choice(list(model.gradients), count, replace=False)]
     moved = load_model(insert_deltas(proto, {name: shapes[name] for name in chosen}))
     still = {f"delta/{name}": np.zeros(shapes[name], np.float32) for name in chosen}
     size = max(float(np.linalg.norm(values[name])) for name in outputs)

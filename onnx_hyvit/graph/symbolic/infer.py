@@ -38,7 +38,9 @@ class Inferred:
         if tensor.name in self.values:
             return self.values[tensor.name]
         value = constant_of(tensor)
-        if value is None or value.dtype.kind not in "biuf" or value.size > (FLOATS if value.dtype.kind == "f" else LIMIT):
+        if value is None or value.dtype.kind not in "biuf":
+            return None
+        if value.size > (FLOATS if value.dtype.kind == "f" else LIMIT):
             return None
         self.values[tensor.name] = as_elements(value)
         return self.values[tensor.name]
