@@ -93,7 +93,7 @@ def divide(a: Element, b: Element, whole: bool) -> Element:
     if a is None or b is None or (not isinstance(b, Monomial) and b == 0):
         return None
     if not isinstance(a, Monomial) and not isinstance(b, Monomial):
-        return int(math.trunc(Fraction(a) / Fraction(b))) if whole else a / b
+        return math.trunc(Fraction(a) / Fraction(b)) if whole else a / b
     (ca, sa), (cb, sb) = _split(a), _split(b)
     rest = list(sa)
     for symbol in sb:

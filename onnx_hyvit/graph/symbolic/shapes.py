@@ -17,7 +17,8 @@ Shape = tuple[Dim, ...]
 SAME = frozenset(
     "Abs BatchNormalization Cast Celu Clip CumSum Dropout Elu Erf Exp Floor Ceil Round Gelu GroupNormalization "
     "HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsNaN IsInf LayerNormalization LeakyRelu Log "
-    "LogSoftmax LpNormalization LRN Mish Neg Not PRelu QuantizeLinear DequantizeLinear RMSNormalization Reciprocal Relu Selu "
+    "LogSoftmax LpNormalization LRN Mish Neg Not PRelu QuantizeLinear DequantizeLinear RMSNormalization Reciprocal "
+    "Relu Selu "
     "Sigmoid Sign Sin Cos Softmax Softplus Softsign Sqrt Swish Tanh ThresholdedRelu Trilu".split()
 )
 BROADCAST = frozenset(
