@@ -63,7 +63,7 @@ def quantize(
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
     bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>, for example w8a8 or w6a6.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="Target name or TOML file (ort-x86, ort-arm, generic, ...).")
+        str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
