@@ -22,6 +22,7 @@ from .config import QuantConfig
 from .errors import ConfigError, ModelError, OutputError
 from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
+from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
@@ -96,7 +97,7 @@ def quantize(
     if output is not None:
         check_output(output, model)
     loaded = load_model(model, config.opset)
-    float_size = _size_of(model)
+    float_size = model_bytes(model)
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
@@ -301,16 +302,6 @@ def _first_reason(plan: Plan) -> str:
 
 def _first_feed(source: calib.Source) -> dict[str, np.ndarray]:
     return next(iter(source))[1]
-
-
-def _size_of(model: ModelLike) -> int:
-    if isinstance(model, onnx.ModelProto):
-        return model.ByteSize()
-    if isinstance(model, (bytes, bytearray)):
-        return len(model)
-    path = Path(model)
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def check_output(output: str | os.PathLike[str], model: Any = None) -> None:

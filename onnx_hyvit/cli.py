@@ -62,16 +62,14 @@ def quantize(
     ],
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
     bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>, for example w8a8 or w6a6.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per calibration run.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
     residual: Annotated[str | None, typer.Option(help="Residual additions: auto, float or int8.")] = None,
     verify: Annotated[
-        bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level (default).")
+        bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level.")
     ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,

@@ -13,7 +13,7 @@ import onnx
 from . import calibration as calib
 from .audit import audit
 from .errors import CalibrationError, ModelError
-from .graph.io import read_proto
+from .graph.io import model_bytes, read_proto
 from .labels import load_labels
 from .runtime import Session, benchmark, make_session
 from .validate import compare_fused
@@ -142,7 +142,7 @@ def compare(
     feeds = next(iter(source))[1]
     fused = compare_fused(quantized, feeds)
     timed = benchmark(sessions, feeds, runs=runs)
-    sizes = {"float_bytes": _size(float_model, reference), "int8_bytes": _size(int8_model, quantized)}
+    sizes = {"float_bytes": model_bytes(float_model), "int8_bytes": model_bytes(int8_model)}
     return {
         "float": float_name,
         "int8": int8_name,
@@ -213,14 +213,6 @@ def _labels_of(ids: Sequence[Any], truth: dict[str, int] | np.ndarray | None) ->
         except (KeyError, IndexError, TypeError, ValueError):
             raise CalibrationError(f"labels: there is none for sample {sample!r} ({len(truth)} labels)") from None
     return found
-
-
-def _size(model: Any, proto: onnx.ModelProto) -> int:
-    if isinstance(model, onnx.ModelProto):
-        return proto.ByteSize()
-    path = Path(model)
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source: calib.Source) -> list[dict[str, Any]]:

@@ -117,6 +117,17 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
+def model_bytes(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> int:
+    """Size of a model in bytes: of its file and the ``<name>.data`` beside it, or serialized when it is in memory."""
+    if isinstance(model, onnx.ModelProto):
+        return model.ByteSize()
+    if isinstance(model, (bytes, bytearray)):
+        return len(model)
+    path = Path(model)
+    data = path.with_name(path.name + ".data")
+    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+
+
 def load_model(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     opset: int = DEFAULT_OPSET,
