@@ -16,7 +16,7 @@ from .errors import CalibrationError, ModelError
 from .graph.io import model_bytes, read_proto
 from .labels import load_labels
 from .runtime import Session, benchmark, make_session
-from .validate import compare_fused
+from .validate import compare_fused, find_saturation
 
 SQNR_CAP = 200.0
 TENSOR_SAMPLES = 8
@@ -117,7 +117,7 @@ def compare(
     Returns:
         Plain values: ``outputs`` (name -> ``sqnr_db``, ``cosine``), ``top1_agreement`` (0 to 1; None without class
         scores), ``accuracy`` (0 to 1), ``tensors`` (worst first), ``size``, ``latency``, ``audit``,
-        ``fused_matches_unfused`` and ``fused``.
+        ``fused_matches_unfused``, ``fused``, and ``saturation``: what sums without VNNI do here, or None.
 
     Raises:
         ModelError: A model cannot be used, or the two do not fit together.
@@ -137,9 +137,13 @@ def compare(
         skip_unreadable=skip_unreadable,
     )
     truth = load_labels(labels) if labels is not None else None
-    sessions = {"float": make_session(reference, threads=threads), "int8": make_session(quantized, threads=threads)}
+    sessions = {
+        "float": make_session(reference, threads=threads),
+        "int8": make_session(quantized, threads=threads, exact_sums=False),
+    }
     meters, scores = _run_both(sessions, source, truth, progress)
     feeds = next(iter(source))[1]
+    saturation = find_saturation(quantized, feeds, threads=threads)
     fused = compare_fused(quantized, feeds)
     timed = benchmark(sessions, feeds, runs=runs)
     sizes = {"float_bytes": model_bytes(float_model), "int8_bytes": model_bytes(int8_model)}
@@ -165,6 +169,7 @@ def compare(
         "audit": audit(quantized).to_dict(),
         "fused_matches_unfused": fused.matches,
         "fused": fused.to_dict(),
+        "saturation": saturation[0].message if saturation else None,
     }
 
 

@@ -15,7 +15,7 @@ from .calibration import InputInfo, Preprocess, load_preprocess
 from .comparison import compare
 from .config import QuantConfig
 from .errors import ModelError
-from .runtime import Progress
+from .runtime import Progress, sums_saturate
 
 MODEL = "fashion_mobilevit_xxs.onnx"
 PREPROCESS = "fashion_mobilevit_xxs.toml"
@@ -55,7 +55,7 @@ def run_demo(
     Args:
         output: Folder for the int8 model; a temporary one when None.
         models: Folder with the demo's files, see ``find_models``.
-        config: Settings.
+        config: Settings; the defaults with the target for this processor when None.
         samples: Test images to compare on, at most 2000.
         progress: Called as ``progress(done, total, text)``.
         say: Called with a line for a person now and then.
@@ -64,6 +64,7 @@ def run_demo(
         ``{"quantize": report, "compare": report}``.
     """
     folder = find_models(models)
+    config = config or QuantConfig(target="ort-x86-avx2" if sums_saturate() else "ort-x86")
     say = say or (lambda text: None)
     with np.load(folder / IMAGES, allow_pickle=False) as images:
         calibration, test = images["calib_images"], images["test_images"][:samples]

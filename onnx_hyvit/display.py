@@ -216,6 +216,8 @@ def compared(report: dict[str, Any]) -> None:
         out.print("  fused and unfused sessions agree")
     else:
         out.print(f"  [bold red]the fused session disagrees with the Q/DQ graph[/]: {escape(str(fused['culprit']))}")
+    if report["saturation"]:
+        out.print(f"  [bold yellow]saturation[/] {escape(report['saturation'])}")
     _worst(out, report["tensors"])
 
 

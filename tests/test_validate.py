@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -11,8 +12,10 @@ from qdq_graphs import HEADER, parse, quantize, weight
 
 from onnx_hyvit.errors import ValidationError
 from onnx_hyvit.graph import model_to_proto
-from onnx_hyvit.validate import compare_fused, find_patterns, validate
+from onnx_hyvit.runtime import make_session
+from onnx_hyvit.validate import compare_fused, find_patterns, find_saturation, fused, validate
 
+VALIDATE = sys.modules[validate.__module__]
 SILU = "g (float[1,16,8,8] x) => (float[1,16,8,8] y) { c = Conv(x, w, b) s = Sigmoid(c) y = Mul(c, s) }"
 
 
@@ -50,19 +53,66 @@ def softmax_on(shape: list[int], axis: int) -> onnx.ModelProto:
     return proto
 
 
+@pytest.fixture
+def broken_softmax(monkeypatch):
+    """Optimised sessions whose softmax gives 1 - p, as a runtime with a wrong kernel would."""
+
+    def session(model, *, optimize, **options):
+        if optimize != "none":
+            model = onnx.ModelProto.FromString(model.SerializeToString())
+            for index, node in enumerate(model.graph.node):
+                if node.op_type == "Softmax":
+                    model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+                    wrong = onnx.helper.make_node("Sub", ["one", f"{node.output[0]}_right"], list(node.output), "wrong")
+                    node.output[0] += "_right"
+                    model.graph.node.insert(index + 1, wrong)
+                    break
+        return make_session(model, optimize=optimize, **options)
+
+    monkeypatch.setattr(fused, "make_session", session)
+
+
 def test_a_good_model_has_no_findings(quantized):
     reference, proto, feeds = quantized
-    assert validate(proto, reference, feeds) == []
+    assert [finding for finding in validate(proto, reference, feeds) if finding.kind != "saturation"] == []
 
 
-def test_softmax_on_an_axis_of_length_one_is_named():
+class TestSaturation:
+    """Sums of 16 bits, as on x86 without VNNI; the default session of such a processor is made by hand here."""
+
+    @pytest.fixture
+    def saturating(self, monkeypatch):
+        def session(model, *, exact_sums, **options):
+            if not exact_sums:
+                model = onnx.ModelProto.FromString(model.SerializeToString())
+                codes = next(tensor for tensor in model.graph.initializer if tensor.name == "w_quantized")
+                halved = numpy_helper.to_array(codes) // 2
+                codes.CopyFrom(numpy_helper.from_array(halved, codes.name))
+            return make_session(model, **options)
+
+        monkeypatch.setattr(VALIDATE, "make_session", session)
+
+    def test_it_is_reported_with_what_to_do(self, quantized, saturating, monkeypatch):
+        monkeypatch.setattr(VALIDATE, "sums_saturate", lambda: True)
+        _, proto, feeds = quantized
+        (finding,) = find_saturation(proto, feeds)
+        assert finding.kind == "saturation" and not finding.fatal
+        assert "ort-x86-avx2" in finding.message and "session.x64quantprecision" in finding.message
+
+    def test_other_processors_do_not_even_look(self, quantized, saturating, monkeypatch):
+        monkeypatch.setattr(VALIDATE, "sums_saturate", lambda: False)
+        _, proto, feeds = quantized
+        assert find_saturation(proto, feeds) == []
+
+
+def test_a_wrong_softmax_is_named(broken_softmax):
     proto = softmax_on([1, 4, 4, 1], 3)
     feeds = {"x": np.ones((1, 4, 4, 1), np.float32)}
     report = compare_fused(proto, feeds)
     assert not report.matches
     assert report.node == "node_p" and report.kernel == "QLinearSoftmax" and report.max_diff > 0.5
     assert "node_p" in str(report.culprit) and json.loads(json.dumps(report.to_dict()))["matches"] is False
-    with pytest.raises(ValidationError, match="QLinearSoftmax"):
+    with pytest.raises(ValidationError, match="node 'node_p' .Softmax. runs as"):
         validate(proto, feeds=feeds)
 
 
@@ -72,7 +122,7 @@ def test_softmax_on_a_longer_axis_agrees():
     assert report.matches and report.culprit is None and report.max_diff <= 1.01 / 255
 
 
-def test_the_first_wrong_kernel_is_named_not_those_behind_it(quantized):
+def test_the_first_wrong_kernel_is_named_not_those_behind_it(quantized, broken_softmax):
     _, proto, feeds = quantized
     assert compare_fused(proto, feeds).matches
     wrong = softmax_on([1, 4, 4, 1], 3)

@@ -2,6 +2,7 @@
 
 from .collect import Progress, collect
 from .observe import Observed, observe, observe_shapes
+from .saturation import sums_saturate
 from .session import (
     OptimizationLevel,
     RuntimeFailure,
@@ -28,4 +29,5 @@ __all__ = [
     "observe_shapes",
     "optimized_model",
     "runtime_reason",
+    "sums_saturate",
 ]

@@ -2,6 +2,6 @@
 
 from .fused import FusedReport, compare_fused
 from .patterns import Finding, find_patterns
-from .validate import validate
+from .validate import find_saturation, validate
 
-__all__ = ["Finding", "FusedReport", "compare_fused", "find_patterns", "validate"]
+__all__ = ["Finding", "FusedReport", "compare_fused", "find_patterns", "find_saturation", "validate"]
