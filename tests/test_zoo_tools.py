@@ -87,8 +87,8 @@ def test_recipes_end_at_the_input_size() -> None:
     for recipe in RECIPES.values():
         assert recipe.architecture in architectures.ARCHITECTURES
         assert recipe.side_at(1.0) == architectures.INPUT_SIDE
-        assert recipe.rate_at(0.0) < recipe.rate_at(recipe.warmup) == recipe.learning_rate
-        assert recipe.rate_at(1.0) == pytest.approx(0)
+        assert recipe.cycle_at(0.0) < recipe.cycle_at(recipe.warmup) == 1
+        assert recipe.cycle_at(1.0) == pytest.approx(0)
     with pytest.raises(ValueError, match="sides"):
         Recipe("swin", sides=((0.5, 64),))
 

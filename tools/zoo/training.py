@@ -16,11 +16,13 @@ from torch.nn import functional
 from .architectures import INPUT_SIDE, build
 from .augment import crop_and_flip, to_batch
 from .datasets import Images, load_images, split_train_validation
+from .optimizer import Muon, takes_muon
 from .recipe import DATASETS, Recipe
 from .speed import choose_fast_kernels, use_plain_attention
 
 CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.jsonl"
+DROP_UNTIL = 0.6  # share of a run in which patches are dropped
 
 
 def cached_images(dataset: str, data: Path, split: str, cache: Path) -> Images:
@@ -44,12 +46,34 @@ def cached_images(dataset: str, data: Path, split: str, cache: Path) -> Images:
     return images
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on matrices and kernels only."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+def make_optimizers(model: nn.Module, recipe: Recipe) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimizers with the peak of their learning rates: Muon for hidden matrices if asked for, AdamW for the rest.
+
+    Weight decay is on matrices and kernels only.
+    """
+    matrices = [p for name, p in model.named_parameters() if recipe.muon_rate and takes_muon(name, p)]
+    taken = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    made: list[tuple[torch.optim.Optimizer, float]] = [(adamw, recipe.learning_rate)]
+    if matrices:
+        made.append((Muon(matrices, recipe.muon_rate, recipe.weight_decay), recipe.muon_rate))
+    return made
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; elsewhere bfloat16 is slower than float32."""
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
+
+
+def autocast() -> torch.autocast:
+    """Bfloat16 where the processor has it, float32 elsewhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 @torch.inference_mode()
@@ -60,10 +84,17 @@ def accuracy(model: nn.Module, images: Images, recipe: Recipe, side: int = INPUT
     right = 0
     for start in range(0, len(images), 256):
         part = images.take(slice(start, start + 256))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits = model(to_batch(part.pixels, side, dataset.mean, dataset.std))
         right += int((logits.argmax(1).numpy() == part.labels).sum())
     return right / len(images)
+
+
+def drop_patches(model: nn.Module, share: float) -> None:
+    """Let a plain transformer see only `share` less of its patches in training; other models have no such layer."""
+    layer = getattr(model, "patch_drop", None)
+    if hasattr(layer, "prob"):
+        layer.prob = share
 
 
 class Run:
@@ -83,7 +114,7 @@ class Run:
         self.dataset = DATASETS[recipe.dataset]
         self.model = build(recipe.architecture, len(self.dataset.classes)).to(memory_format=torch.channels_last)
         choose_fast_kernels(self.model)
-        self.optimizer = make_optimizer(self.model, recipe)
+        self.optimizers = make_optimizers(self.model, recipe)
         self.per_epoch = len(train) // recipe.batch
         self.total = self.per_epoch * recipe.epochs
         self.step, self.seconds = 0, 0.0
@@ -94,14 +125,15 @@ class Run:
     def _resume(self) -> None:
         state = torch.load(self.folder / CHECKPOINT, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
         """Write the checkpoint so that an interruption leaves the old one or the new one, never half."""
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "finished": self.step == self.total,
@@ -123,15 +155,18 @@ class Run:
         """Do one step and return its loss."""
         progress = self.step / self.total
         x, target = self.batch_at(self.step, self.recipe.side_at(progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate_at(progress)
-        with torch.autocast("cpu", torch.bfloat16):
+        for optimizer, peak in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * self.recipe.cycle_at(progress)
+        drop_patches(self.model, self.recipe.patch_drop if progress < DROP_UNTIL else 0.0)
+        with autocast():
             logits = self.model(x)
         loss = functional.cross_entropy(logits.float(), target, label_smoothing=self.recipe.smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
         self.step += 1
         return loss.item()
 
