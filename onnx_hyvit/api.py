@@ -28,7 +28,7 @@ from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .placement import Plan, make_plan
 from .recipes import find_recipe
-from .reconstruct import choose_granularity
+from .reconstruct import choose_granularity, give_biases, reconstruct, write_parameters
 from .runtime import Progress, observe
 from .targets import Target, load_target
 from .validate import validate
@@ -104,6 +104,8 @@ def quantize(
     plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
+    if recipe.reconstruction is not None and give_biases(prepared.model, plan):
+        plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
     granularity = None
     if recipe.gains:
         powers = observe(model_to_proto(prepared.model)).powers
@@ -114,6 +116,22 @@ def quantize(
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     qparams |= weight_scales(prepared.model, plan, recipe)
+    reconstructed = None
+    if recipe.reconstruction is not None:
+        reconstructed = reconstruct(
+            prepared.model,
+            plan,
+            qparams,
+            prepared.shapes,
+            source,
+            recipe.reconstruction,
+            structure=prepared.structure,
+            threads=config.threads,
+            seed=config.seed,
+            progress=progress,
+        )
+        qparams = dict(reconstructed.qparams)
+        write_parameters(prepared.model, reconstructed.parameters)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
     findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
     report: dict[str, Any] = {
@@ -123,6 +141,7 @@ def quantize(
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
         "granularity": granularity.to_dict() if granularity else None,
+        "reconstruction": reconstructed.to_dict() if reconstructed else None,
         "calibration": {
             "samples": len(source),
             "fingerprint": source.fingerprint(),

@@ -5,11 +5,36 @@ A recipe says *how* scales are found; *where* Q/DQ pairs go is the target's busi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .errors import ConfigError
 from .numerics.ranges import RangeMethod
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What block reconstruction may change, and how it judges; see ``onnx_hyvit.reconstruct``.
+
+    Args:
+        rounding: How weights become codes: ``gptq``, ``nearest``, or None to leave weights and biases alone.
+        ridge: Correct weights for the error of their inputs, where held-out samples confirm it.
+        correct_bias: Correct biases, so that the mean output of each channel stays.
+        search: Search the range of every activation.
+        try_symmetric: The search may also choose the symmetric scheme.
+        sequential: Inputs of a block come from the quantized blocks before it, else from the float model.
+        metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``.
+        search_samples: Samples that ranges are measured on at most.
+    """
+
+    rounding: Literal["gptq", "nearest"] | None = "gptq"
+    ridge: bool = True
+    correct_bias: bool = True
+    search: bool = True
+    try_symmetric: bool = False
+    sequential: bool = True
+    metric: Literal["mse", "fisher", "cosine"] = "mse"
+    search_samples: int = 32
 
 
 @dataclass(frozen=True)
@@ -22,6 +47,7 @@ class Recipe:
         ranges: How an activation's range is read off its statistics.
         weights: Scale of a weight channel: ``minmax`` covers every weight, ``mse`` is searched.
         gains: Give activations a scale per channel where an exact rewrite makes that deployable and it pays.
+        reconstruction: Reconstruct the blocks one after the other, starting from the scales found so far.
     """
 
     name: str
@@ -29,8 +55,10 @@ class Recipe:
     ranges: RangeMethod = field(default_factory=RangeMethod)
     weights: Literal["minmax", "mse"] = "minmax"
     gains: bool = False
+    reconstruction: Reconstruction | None = None
 
 
+SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -45,6 +73,36 @@ RECIPES = {
             RangeMethod("mse"),
             "mse",
             True,
+        ),
+        Recipe(
+            "easyquant",
+            "ranges by the cosine of each block's outputs (arXiv 2006.16669)",
+            RangeMethod("minmax"),
+            "mse",
+            reconstruction=replace(SCALES_ONLY, metric="cosine"),
+        ),
+        Recipe(
+            "ptq4vit",
+            "ranges by Fisher-weighted error, blocks in parallel (the search of arXiv 2111.12293)",
+            RangeMethod("minmax"),
+            "mse",
+            reconstruction=replace(SCALES_ONLY, metric="fisher", sequential=False),
+        ),
+        Recipe(
+            "q-hyvit-paper",
+            "granularity, scheme and scale by Fisher-weighted block error (arXiv 2303.12557)",
+            RangeMethod("minmax"),
+            "mse",
+            True,
+            replace(SCALES_ONLY, metric="fisher", try_symmetric=True),
+        ),
+        Recipe(
+            "q-hyvit",
+            "block reconstruction: ranges, channel gains, weight rounding, ridge and bias correction",
+            RangeMethod("mse"),
+            "mse",
+            True,
+            Reconstruction(),
         ),
     )
 }

@@ -125,13 +125,18 @@ class GramAccumulator:
             quantized = rows if x_quantized is None else self._unfold(x_quantized, part, counts)
             self._add(rows, quantized, weights.astype(np.float64), x_quantized is None)
 
+    @property
+    def seen(self) -> bool:
+        """Whether anything was added."""
+        return self._weight > 0
+
     def result(self) -> InputMoments:
         """The moments so far.
 
         Raises:
             CalibrationError: Nothing was added.
         """
-        if not self._weight > 0:
+        if not self.seen:
             raise CalibrationError("no inputs were collected for the second moments of a layer")
         gram, cross, mean, mean_quantized = (array / self._weight for array in self._sums)
         return InputMoments(gram, cross, mean, mean_quantized, self._weight)
@@ -201,6 +206,61 @@ def ridge_correct(
     weight = np.asarray(weight, np.float64)
     change = np.linalg.solve(damped, (weight @ cross).swapaxes(-1, -2)).swapaxes(-1, -2)
     return weight - change
+
+
+RIDGE_STRENGTHS = (0.1, 1.0, 10.0)
+TRUSTED_SHARE = 0.5
+
+
+def choose_strength(
+    weight: np.ndarray,
+    halves: Sequence[InputMoments],
+    strengths: Sequence[float] = RIDGE_STRENGTHS,
+    trusted: float = TRUSTED_SHARE,
+) -> float | None:
+    """The ridge that does best on inputs that it was not fitted to.
+
+    ``dW`` changes the squared output error by ``tr(dW G dW^T) + 2 tr(dW E[x~ dx^T] W^T)``. Fitted to one half of the
+    data, it is judged with the moments of the other. A ridge that keeps less than ``trusted`` of its gain there follows
+    noise of the samples and is refused, even though it gains: the samples behind both halves went through the layers
+    before, which were fitted to all of them.
+
+    Args:
+        weight: Rows ``[P, out, I]``.
+        halves: Moments of two disjoint sets of samples.
+        strengths: Candidates.
+        trusted: Share of the gain, 0 to 1.
+
+    Returns:
+        The best strength, or None when leaving the weight as it is does better than all.
+    """
+    rows = np.asarray(weight, np.float64)
+    best, most = None, 0.0
+    for strength in strengths:
+        kept = promised = 0.0
+        for fitted, held_out in (tuple(halves), tuple(halves)[::-1]):
+            change = ridge_correct(rows, fitted, strength) - rows
+            promised += _gain(rows, change, fitted)
+            kept += _gain(rows, change, held_out)
+        if kept > most and kept >= trusted * promised:
+            best, most = strength, kept
+    return best
+
+
+def _gain(rows: np.ndarray, change: np.ndarray, moments: InputMoments) -> float:
+    """By how much ``change`` lowers the squared output error, the bias set by ``bias_shift``."""
+    own = float(np.sum((change @ moments.centred_gram) * change))
+    return -own - 2.0 * float(np.sum((rows @ moments.centred_cross) * change))
+
+
+def merge_moments(parts: Sequence[InputMoments]) -> InputMoments:
+    """Moments of the union of disjoint sets of samples."""
+    total = sum(part.weight for part in parts)
+
+    def mean(name: str) -> np.ndarray:
+        return sum(getattr(part, name) * (part.weight / total) for part in parts)
+
+    return InputMoments(mean("gram"), mean("cross"), mean("mean"), mean("mean_quantized"), total)
 
 
 def bias_shift(weight: np.ndarray, weight_quantized: np.ndarray, moments: InputMoments) -> np.ndarray:

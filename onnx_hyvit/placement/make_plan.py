@@ -47,7 +47,7 @@ def make_plan(
     _check_names(model.graph, float_nodes, int8_nodes)
     mode = target.residual if residual == "auto" else residual
     colours = colour_nodes(model.graph, shapes, target, mode, frozenset(float_nodes), frozenset(int8_nodes))
-    activations, tied = _activations(model.graph, colours, target.activation_spec(activation_bits))
+    activations, tied = _activations(model.graph, colours, target, activation_bits)
     return Plan(
         target=target.name,
         int8_nodes=_named(model.graph, colours, INT8),
@@ -56,7 +56,7 @@ def make_plan(
         activations=activations,
         weights=_weights(colours, target, weight_bits),
         biases=_biases(colours),
-        constants=_constants(model.graph, colours, target.activation_spec(activation_bits)),
+        constants=_constants(model.graph, colours, target.activation_spec(8)),
         tied=tied,
         absorbed=dict(colours.absorbed),
         fold_clip=target.fold_clip,
@@ -79,8 +79,16 @@ def _named(graph: gs.Graph, colours: Colouring, colour: str) -> tuple[str, ...]:
     return tuple(node.name for node in graph.nodes if colours.of(node) == colour)
 
 
-def _activations(graph: gs.Graph, colours: Colouring, spec: QuantSpec) -> tuple[dict[str, QuantSpec], dict[str, str]]:
-    """Quantized tensors in graph order, and which share another's scale."""
+def _activations(
+    graph: gs.Graph, colours: Colouring, target: Target, bits: int
+) -> tuple[dict[str, QuantSpec], dict[str, str]]:
+    """Quantized tensors in graph order, and which share another's scale.
+
+    What a layer reads has ``bits``. Tensors between int8 operators that no layer reads (a convolution's output in front
+    of its activation function, a gate) have the 8 bits of the container: their codes are not operands of products of a
+    layer, and narrower ones would neither be faster nor smaller.
+    """
+    spec = target.activation_spec(8)
     activations: dict[str, QuantSpec] = {}
     tied: dict[str, str] = {}
     for node in graph.nodes:
@@ -95,7 +103,9 @@ def _activations(graph: gs.Graph, colours: Colouring, spec: QuantSpec) -> tuple[
             activations.setdefault(tensor.name, spec)
             if colours.of(node) == CARRIED:
                 tied[tensor.name] = tied.get(inputs[0].name, inputs[0].name)
-    return activations, tied
+    read = {tied.get(unit.activation.name, unit.activation.name) for unit in colours.weighted.values()}
+    narrow = target.activation_spec(bits)
+    return {name: narrow if tied.get(name, name) in read else spec for name, spec in activations.items()}, tied
 
 
 def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSpec]:

@@ -1,0 +1,159 @@
+"""Block reconstruction (Q-HyViT, arXiv 2303.12557): from first scales to scales, weights and biases that fit together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..backward import LossSpec, choose_loss, fisher_weights
+from ..blocks import Block, Structure, find_structure
+from ..calibration import Source
+from ..graph import Model, model_to_proto
+from ..numerics import QParams
+from ..placement import Plan
+from ..recipes import Reconstruction
+from ..runtime import Progress
+from .divergence import divergence
+from .layers import find_layers
+from .objective import Metric, Objective
+from .sweep import BlockResult, Sweep
+
+logger = logging.getLogger(__name__)
+REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """Outcome of ``reconstruct``.
+
+    Args:
+        qparams: Scales of all activations and weights.
+        parameters: New float values of weights (of their codes) and biases, by initializer name.
+        blocks: What each block became.
+        weighting: How errors were weighted, in words.
+        divergence_before: Divergence of the model's outputs from the float ones before, on the calibration samples.
+        divergence_after: The same afterwards.
+        kept: Whether the result is used; False when it is worse than the start, which ``qparams`` then are.
+    """
+
+    qparams: Mapping[str, QParams] = field(repr=False)
+    parameters: Mapping[str, np.ndarray] = field(repr=False)
+    blocks: Sequence[BlockResult]
+    weighting: str
+    divergence_before: float
+    divergence_after: float
+    kept: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        return {
+            "weighting": self.weighting,
+            "divergence_before": self.divergence_before,
+            "divergence_after": self.divergence_after,
+            "kept": self.kept,
+            "blocks": [_block_dict(block) for block in self.blocks],
+        }
+
+
+def _block_dict(block: BlockResult) -> dict[str, Any]:
+    choices = [{**asdict(choice), "granularity": "layer"} for choice in block.ranges]
+    return {
+        "name": block.name,
+        "kind": block.kind,
+        "error_before": block.error_before,
+        "error_after": block.error_after,
+        "choices": choices,
+        "layers": [{"node": node, "rounding": how, "ridge": ridge} for node, (how, ridge) in block.layers.items()],
+    }
+
+
+def reconstruct(
+    model: Model,
+    plan: Plan,
+    qparams: Mapping[str, QParams],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: Source,
+    settings: Reconstruction,
+    *,
+    structure: Structure | None = None,
+    threads: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Reconstructed:
+    """Choose ranges, weight scales, roundings and biases block by block.
+
+    Args:
+        model: Float model that the plan was made for; not changed.
+        plan: Where Q/DQ pairs go.
+        qparams: Scales to start from: activations that are not tied, and weights.
+        shapes: Concrete shape of every tensor of ``model``.
+        source: Calibration data; its samples are held in memory.
+        settings: What may be changed, and how errors count.
+        structure: Blocks found before layout rewrites; they tell which block is a bridge.
+        threads: Threads of ONNX Runtime.
+        seed: Seed of the Fisher draws.
+        progress: Called as ``progress(done, total, text)``.
+
+    Returns:
+        The choices; the start itself when they do not bring the outputs closer to the float ones.
+    """
+    batches = [dict(feeds) for _, feeds in source]
+    proto = model_to_proto(model)
+    blocks = _blocks(model, shapes, structure)
+    loss = choose_loss(proto, shapes)
+    objective, weighting = _objective(proto, blocks, batches, shapes, loss, settings.metric, seed, threads)
+    layers = find_layers(model, plan, shapes)
+    sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads)
+    start = (dict(sweep.qparams), dict(sweep.parameters))
+    results = []
+    for result in sweep.run(blocks):
+        results.append(result)
+        logger.debug("%s: error %.3g -> %.3g", result.name, result.error_before, result.error_after)
+        if progress is not None:
+            progress(len(results), len(blocks), "reconstruct")
+    end = (sweep.qparams, sweep.parameters)
+    before, after = (divergence(sweep.trial, proto, *state, batches, loss, threads) for state in (start, end))
+    kept = after <= before
+    if not kept:
+        logger.warning(
+            "reconstruction left the outputs further from float (%.3g against %.3g): not used", after, before
+        )
+    chosen = end if kept else (qparams, {})
+    return Reconstructed(dict(chosen[0]), dict(chosen[1]), results, weighting, before, after, kept)
+
+
+def _blocks(model: Model, shapes: Mapping[str, tuple[int, ...]], structure: Structure | None) -> list[Block]:
+    """Blocks of the rewritten graph; the kind of most of a block's nodes in ``structure`` wins."""
+    found = find_structure(model, shapes).blocks
+    if structure is None:
+        return list(found)
+    kind_of = {node: block.kind for block in structure.blocks for node in block.nodes}
+    renamed = []
+    for block in found:
+        kinds = [kind_of[node] for node in block.nodes if node in kind_of]
+        kind = max(sorted(set(kinds)), key=kinds.count) if kinds else block.kind
+        renamed.append(Block(block.name, kind, block.nodes, block.inputs, block.outputs, block.params, block.macs))
+    return renamed
+
+
+def _objective(
+    proto: Any,
+    blocks: Sequence[Block],
+    batches: Sequence[Mapping[str, np.ndarray]],
+    shapes: Mapping[str, tuple[int, ...]],
+    loss: LossSpec,
+    metric: Metric,
+    seed: int,
+    threads: int,
+) -> tuple[Objective, str]:
+    if metric != "fisher":
+        return Objective(metric), metric
+    made = {name for node in proto.graph.node for name in node.output}
+    targets = [name for block in blocks for name in block.outputs if name in made and len(shapes.get(name, ())) > 1]
+    weights = fisher_weights(proto, targets, batches, shapes, loss=loss, seed=seed, threads=threads)
+    elementwise = {name: weights.elementwise(name, REGULARIZATION) for name in weights.diagonal}
+    return Objective("fisher", elementwise), f"fisher of {loss.describe()}"
