@@ -1,4 +1,4 @@
-"""Block reconstruction (Q-HyViT, arXiv 2303.12557): from first scales to scales, weights and biases that fit together."""
+"""Block reconstruction (Q-HyViT, arXiv 2303.12557): from first scales to scales, weights and biases that fit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""The engine on whole graphs: the trial model is the finished model, and reconstruction brings it closer to float."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdq_graphs import parse, weight
+
+import onnx_hyvit
+from onnx_hyvit.api import adapted_target, open_calibration, prepare
+from onnx_hyvit.blocks import find_structure
+from onnx_hyvit.calibrate import activation_qparams, weight_scales
+from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.graph import load_model, model_to_proto
+from onnx_hyvit.insert_qdq import insert_qdq
+from onnx_hyvit.placement import make_plan
+from onnx_hyvit.recipes import Reconstruction, find_recipe
+from onnx_hyvit.reconstruct import find_layers, give_biases, reconstruct, write_parameters
+from onnx_hyvit.reconstruct.layers import parameters_of
+from onnx_hyvit.reconstruct.objective import Objective
+from onnx_hyvit.reconstruct.sweep import Sweep
+from onnx_hyvit.reconstruct.trial import make_trial
+from onnx_hyvit.runtime import make_session, observe_shapes
+
+GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
+    c = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(c)
+    d = Conv<group=16, pads=[1,1,1,1]>(r, w2, b2) s = Sigmoid(d) m = Mul(d, s)
+    e = Conv(m, w3) a = Add(e, x) f = Conv<strides=[2,2], auto_pad="SAME_UPPER">(a, w4, b4)
+    p = GlobalAveragePool(f) q = Flatten(p) y = Gemm(q, w5, b5) }"""
+
+
+DATA = np.random.default_rng(0).standard_normal((16, 16, 8, 8)).astype(np.float32)
+
+
+def graph():
+    """A small convolutional graph with a residual addition and a classifier."""
+    return parse(
+        GRAPH,
+        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
+        w2=weight(16, 1, 3, 3, seed=1), b2=np.ones(16, np.float32),
+        w3=weight(16, 16, 1, 1, seed=2),
+        w4=weight(32, 16, 3, 3, seed=3), b4=np.zeros(32, np.float32),
+        w5=weight(32, 8, seed=4), b5=np.zeros(8, np.float32),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ready():
+    """Rewritten model, plan, scales, source and data, at bits that leave something to improve."""
+    return prepared_for("w4a6", graph(), DATA)
+
+
+def prepared_for(bits: str, model, data):
+    config = QuantConfig(bits=bits, samples=None, batch_size=4)
+    source = open_calibration(model, {"x": data}, config)
+    prepared = prepare(model, config)
+
+    def plan_now():
+        return make_plan(
+            prepared.model,
+            prepared.shapes,
+            adapted_target(config),
+            weight_bits=config.weight_bits,
+            activation_bits=config.activation_bits,
+        )
+
+    plan = plan_now()
+    assert give_biases(prepared.model, plan) == 1
+    plan = plan_now()
+    recipe = find_recipe("mse")
+    qparams = activation_qparams(model_to_proto(prepared.model), plan, source, recipe)
+    return prepared, plan, qparams | weight_scales(prepared.model, plan, recipe), source, data
+
+
+def finished(model, plan, qparams):
+    return model_to_proto(insert_qdq(model, plan, qparams))
+
+
+def test_the_trial_model_computes_what_the_finished_model_computes():
+    prepared, plan, qparams, source, data = prepared_for("w8a8", graph(), DATA)
+    layers = find_layers(prepared.model, plan, prepared.shapes)
+    assert len(layers) == 5 and all(layer.bias for layer in layers)
+    batches = [feeds for _, feeds in source]
+    sweep = Sweep(prepared.model, plan, layers, qparams, batches, Reconstruction(), Objective(), threads=1)
+    session = make_session(sweep.trial.proto, optimize="none")
+    given = {**sweep.trial.feeds(qparams), **sweep.parameters}
+    found = session.run({"x": data, **given})["y"]
+    wanted = make_session(finished(prepared.model, plan, qparams), optimize="none").run({"x": data})["y"]
+    exact = make_session(model_to_proto(prepared.model)).run({"x": data})["y"]
+    # only the rounding of biases to int32 differs, which tips a few activations to the next code
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted - exact)
+
+
+def test_layers_know_their_padding(ready):
+    prepared, plan, _, _, data = ready
+    by_node = {layer.node: layer for layer in find_layers(prepared.model, plan, prepared.shapes)}
+    geometry = by_node["f"].geometry
+    assert geometry.pads == (0, 0, 1, 1) and geometry.output_size((8, 8)) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Reconstruction(),
+        Reconstruction(metric="fisher", try_symmetric=True),
+        Reconstruction(rounding=None, ridge=False, correct_bias=False, sequential=False),
+        Reconstruction(rounding="nearest", search=False),
+    ],
+    ids=["default", "fisher", "parallel-scales", "biases"],
+)
+def test_outputs_come_closer_to_float(ready, settings):
+    prepared, plan, qparams, source, data = ready
+    model = load_model(model_to_proto(prepared.model))
+    result = reconstruct(model, plan, qparams, prepared.shapes, source, settings, threads=1)
+    assert result.kept and result.divergence_after < result.divergence_before
+    start = finished(model, plan, qparams)
+    write_parameters(model, result.parameters)
+    exact = make_session(model_to_proto(prepared.model)).run({"x": data})["y"]
+    errors = [
+        np.square(make_session(proto).run({"x": data})["y"] - exact).mean()
+        for proto in (start, finished(model, plan, result.qparams))
+    ]
+    assert errors[1] < errors[0]
+    report = result.to_dict()
+    assert report["weighting"].startswith(settings.metric) and len(report["blocks"]) == len(result.blocks)
+    assert all(block.error_after >= 0 for block in result.blocks)
+
+
+def test_a_result_that_is_worse_is_not_used(ready, monkeypatch, caplog):
+    prepared, plan, qparams, source, _ = ready
+    values = iter([1.0, 2.0])
+    monkeypatch.setattr("onnx_hyvit.reconstruct.engine.divergence", lambda *_: next(values))
+    result = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, Reconstruction(search=False))
+    assert not result.kept and result.parameters == {} and result.qparams == qparams
+    assert "not used" in caplog.text
+
+
+def test_every_weight_and_scale_is_an_input_of_the_trial_model(ready):
+    prepared, plan, _, _, _ = ready
+    layers = find_layers(prepared.model, plan, prepared.shapes)
+    trial = make_trial(prepared.model, plan, parameters_of(layers))
+    inputs = {value.name for value in trial.proto.graph.input}
+    assert {name for pair in trial.pairs.values() for name in (pair.scale, pair.zero_point)} <= inputs
+    assert set(parameters_of(layers)) <= inputs
+    assert set(trial.pairs) == set(plan.activations) - set(plan.tied)
+
+
+def test_blocks_are_those_of_the_rewritten_graph_and_bridges_keep_their_kind(tiny_model: Path, tiny_data: Path):
+    config = QuantConfig(recipe="q-hyvit", bits="w4a8", samples=8, target="ort-x86-avx2")
+    results = [onnx_hyvit.quantize(tiny_model, None, calibration=tiny_data, config=config) for _ in range(2)]
+    report = results[0].report["reconstruction"]
+    assert sum(block["kind"] == "bridge" for block in report["blocks"]) == 3
+    assert report["divergence_after"] < report["divergence_before"]
+    assert results[0].model.SerializeToString() == results[1].model.SerializeToString()
+
+
+def test_partition_covers_every_node(ready):
+    prepared = ready[0]
+    blocks = find_structure(prepared.model, observe_shapes(model_to_proto(prepared.model))).blocks
+    names = [name for block in blocks for name in block.nodes]
+    assert sorted(names) == sorted(node.name for node in prepared.model.graph.nodes)
+
+
+def test_unused_samples_do_not_change_the_search(ready):
+    prepared, plan, qparams, source, _ = ready
+    settings = Reconstruction(rounding=None, ridge=False, correct_bias=False, search_samples=4)
+    first = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, settings, threads=1)
+    more = replace(settings, search_samples=16)
+    second = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, more, threads=1)
+    changed = [
+        name for name in first.qparams if first.qparams[name].scale.tolist() != second.qparams[name].scale.tolist()
+    ]
+    assert changed

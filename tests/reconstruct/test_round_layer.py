@@ -1,0 +1,102 @@
+"""One layer: what is corrected, and what is left alone because samples do not confirm it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_hyvit.numerics import QuantSpec, weight_qparams
+from onnx_hyvit.numerics.ridge import GramAccumulator, choose_strength, merge_moments
+from onnx_hyvit.reconstruct.layers import Layer
+from onnx_hyvit.reconstruct.round_layer import round_layer
+
+WIDTH, OUT = 24, 16
+
+
+def layer(bits: int = 4) -> Layer:
+    spec = QuantSpec(bits=bits, signed=True, symmetric=True, axis=0, narrow=True)
+    return Layer("node", "x", "w", "b", spec, None, False, "y")
+
+
+def data(samples: int, noise: float = 0.0, seed: int = 0):
+    """Weight, bias, correlated inputs, and what the quantized graph feeds: clipped, and with noise."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((OUT, WIDTH)).astype(np.float32)
+    mix = rng.standard_normal((WIDTH, WIDTH)) / np.sqrt(WIDTH)
+    x = (rng.standard_normal((samples, WIDTH)) @ mix + 0.5).astype(np.float32)
+    return weight, np.zeros(OUT, np.float32), x, np.minimum(x, 1.0) + noise * rng.standard_normal(x.shape).astype("f")
+
+
+def moments(x: np.ndarray, fed: np.ndarray):
+    halves = [GramAccumulator() for _ in range(2)]
+    for index, half in enumerate(halves):
+        half.update(x[index::2], fed[index::2])
+    return halves[0].result(), halves[1].result()
+
+
+def output_error(weight, bias, x, fed, rounded) -> float:
+    return float(np.square(fed @ rounded.weight.T + rounded.bias - (x @ weight.T + bias)).mean())
+
+
+def rounded_by(weight, bias, x, fed, bits=4, **options):
+    how = layer(bits)
+    start = weight_qparams(weight, how.spec, "mse")
+    return round_layer(how, weight, bias, moments(x, fed), start=start, **options)
+
+
+def test_each_part_lowers_the_error_on_new_samples():
+    weight, bias, x, fed = data(8000)
+    train, test = slice(0, 4000), slice(4000, None)
+    errors = []
+    for options in (
+        {"rounding": "nearest", "ridge": False, "correct_bias": False},
+        {"rounding": "nearest", "ridge": False},
+        {"rounding": "gptq", "ridge": False},
+        {"rounding": "gptq"},
+    ):
+        found = rounded_by(weight, bias, x[train], fed[train], **options)
+        errors.append(output_error(weight, bias, x[test], fed[test], found))
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.6 * errors[0]
+
+
+def test_codes_and_scale_give_back_the_weight():
+    weight, bias, x, fed = data(1000)
+    found = rounded_by(weight, bias, x, fed)
+    codes = found.weight / found.qparams.scale[:, None]
+    assert np.abs(codes - np.rint(codes)).max() < 1e-4 and np.abs(codes).max() <= 7.001
+    assert found.rounding == "gptq" and found.ridge is not None
+
+
+def test_few_samples_get_no_ridge():
+    weight, bias, x, fed = data(40)
+    assert rounded_by(weight, bias, x, fed).ridge is None
+
+
+def test_a_ridge_that_follows_noise_is_refused():
+    rng = np.random.default_rng(1)
+    weight, _, x, _ = data(120)
+    fed = x + 0.3 * rng.standard_normal(x.shape).astype(np.float32) * (rng.random(x.shape) < 0.05)
+    assert choose_strength(weight[None].astype(np.float64), moments(x, fed), trusted=0.9) is None
+
+
+def test_without_a_bias_nothing_is_centred():
+    weight, _, x, fed = data(1000)
+    found = rounded_by(weight, None, x, fed)
+    assert found.bias is None and found.ridge is None
+
+
+def test_merged_moments_are_those_of_all_samples():
+    _, _, x, fed = data(101)
+    whole = GramAccumulator()
+    whole.update(x, fed)
+    merged = merge_moments(moments(x, fed))
+    for name in ("gram", "cross", "mean", "mean_quantized", "weight"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(whole.result(), name), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_the_result_is_never_worse_than_nearest_codes(bits):
+    weight, bias, x, fed = data(2000, noise=0.05)
+    plain = rounded_by(weight, bias, x, fed, bits, rounding="nearest", ridge=False, correct_bias=False)
+    best = rounded_by(weight, bias, x, fed, bits)
+    assert output_error(weight, bias, x, fed, best) <= output_error(weight, bias, x, fed, plain)
