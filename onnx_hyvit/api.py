@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .placement import Plan, make_plan
 from .recipes import find_recipe
-from .reconstruct import choose_granularity, give_biases, reconstruct, write_parameters
+from .reconstruct import (
+    BlockCache,
+    choose_granularity,
+    default_cache_folder,
+    give_biases,
+    reconstruct,
+    run_key,
+    write_parameters,
+)
 from .runtime import Progress, observe
 from .targets import Target, load_target
 from .validate import validate
@@ -117,7 +125,9 @@ def quantize(
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     qparams |= weight_scales(prepared.model, plan, recipe)
     reconstructed = None
+    cache = None
     if recipe.reconstruction is not None:
+        cache = _block_cache(prepared.model, source, config)
         reconstructed = reconstruct(
             prepared.model,
             plan,
@@ -128,6 +138,7 @@ def quantize(
             structure=prepared.structure,
             threads=config.threads,
             seed=config.seed,
+            cache=cache,
             progress=progress,
         )
         qparams = dict(reconstructed.qparams)
@@ -155,8 +166,20 @@ def quantize(
     if output is not None:
         path = Path(output)
         report["size"]["int8_bytes"] = save_proto(quantized, path)
+    if cache is not None:
+        cache.remove()
     report["seconds"] = round(time.perf_counter() - started, 2)
     return QuantResult(quantized, report, path)
+
+
+def _block_cache(model: Model, source: calib.Source, config: QuantConfig) -> BlockCache | None:
+    """Where the blocks of this run are kept: the model, the data and the settings decide."""
+    if not config.cache:
+        return None
+    settings = {key: value for key, value in config.to_dict().items() if key not in ("cache", "verify")}
+    settings["target"] = asdict(adapted_target(config))
+    proto = model_to_proto(model).SerializeToString(deterministic=True)
+    return BlockCache(default_cache_folder(), run_key(__version__, proto, source.fingerprint(), settings))
 
 
 def adapted_target(config: QuantConfig) -> Target:

@@ -71,6 +71,9 @@ def quantize(
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level.")
     ] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="Keep finished blocks, to go on after an interruption.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -89,6 +92,7 @@ def quantize(
         "threads": threads,
         "residual": residual,
         "verify": verify,
+        "cache": cache,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:

@@ -48,6 +48,7 @@ class QuantConfig:
         float_nodes: Names of nodes that must stay float, whatever the target says.
         rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
         verify: Run the finished model at every optimisation level and compare.
+        cache: Keep the results of finished blocks until the run ends, so that an interrupted one goes on from there.
     """
 
     recipe: str = "gains"
@@ -65,6 +66,7 @@ class QuantConfig:
     float_nodes: tuple[str, ...] = ()
     rewrite_layout: bool = True
     verify: bool = True
+    cache: bool = True
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)

@@ -1,5 +1,6 @@
 """Choose what makes the int8 model close to the float one: granularity of activations, then block reconstruction."""
 
+from .cache import BlockCache, default_cache_folder, run_key
 from .engine import Reconstructed, reconstruct
 from .gain_sites import GainSite, find_gain_sites
 from .gains import ChannelStats, apply_gains, choose_gains
@@ -7,6 +8,7 @@ from .granularity import Granularity, choose_granularity
 from .layers import find_layers, give_biases, write_parameters
 
 __all__ = [
+    "BlockCache",
     "ChannelStats",
     "GainSite",
     "Granularity",
@@ -14,9 +16,11 @@ __all__ = [
     "apply_gains",
     "choose_gains",
     "choose_granularity",
+    "default_cache_folder",
     "find_gain_sites",
     "find_layers",
     "give_biases",
     "reconstruct",
+    "run_key",
     "write_parameters",
 ]

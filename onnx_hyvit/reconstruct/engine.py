@@ -17,6 +17,7 @@ from ..numerics import QParams
 from ..placement import Plan
 from ..recipes import Reconstruction
 from ..runtime import Progress
+from .cache import BlockCache
 from .divergence import divergence
 from .layers import find_layers
 from .objective import Metric, Objective
@@ -82,6 +83,7 @@ def reconstruct(
     structure: Structure | None = None,
     threads: int = 2,
     seed: int = 0,
+    cache: BlockCache | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
     """Choose ranges, weight scales, roundings and biases block by block.
@@ -96,6 +98,7 @@ def reconstruct(
         structure: Blocks found before layout rewrites; they tell which block is a bridge.
         threads: Threads of ONNX Runtime.
         seed: Seed of the Fisher draws.
+        cache: Results of an earlier run that was interrupted; those of this one are added.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
@@ -110,7 +113,9 @@ def reconstruct(
     sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads)
     start = (dict(sweep.qparams), dict(sweep.parameters))
     results = []
-    for result in sweep.run(blocks):
+    for result in sweep.run(blocks, cache.load if cache else lambda index: None):
+        if cache is not None:
+            cache.store(len(results), result)
         results.append(result)
         logger.debug("%s: error %.3g -> %.3g", result.name, result.error_before, result.error_after)
         if progress is not None:

@@ -117,6 +117,7 @@ class Sweep:
         trial = cut_block(self.trial.proto, block.inputs, leaving, inner, self._threads)
         wanted = [exact.run(batch, {}) for batch in self._exact]
         result = known or self._reconstruct(block, layers, trial, wanted)
+        self._searched.update(choice.tensor for choice in result.ranges)
         self.qparams |= result.qparams
         self.parameters |= result.parameters
         given = self._given()
