@@ -8,8 +8,8 @@ import onnx.parser
 from onnx import numpy_helper
 from qdq_graphs import HEADER, parse, quantize, run, weight
 
-from onnx_hyvit.audit import audit, original_name
 from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.kernel_audit import audit, original_name
 
 PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 
