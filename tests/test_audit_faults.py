@@ -29,6 +29,7 @@ VALUES = {
     "wz": np.int8(0),
     "w": CODES,
     "v": ROWS,
+    "b": np.ones(16, np.float32),
 }
 PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 QUANTIZED = "r = QuantizeLinear(c, s, z) y = DequantizeLinear(r, s, z)"
@@ -65,7 +66,7 @@ def test_each_fault_is_found_and_named(fault):
 
 
 def test_a_float_gemm_on_int8_weights_is_found():
-    body = "vd = DequantizeLinear(v, ws, wz) c = Gemm(x, vd) y = Relu(c)"  # its activation has no pair
+    body = f"{PAIR} vd = DequantizeLinear(v, ws, wz) c = Gemm(d, vd, b) y = Relu(c)"  # a float bias, and no Q behind it
     report = onnx_hyvit.audit(build("2", body))
     assert [kernel.node for kernel in report.float_int8_weights] == ["c"]
     assert "v" in report.float_int8_weights[0].detail
