@@ -155,13 +155,13 @@ def audit(
 
 
 def original_name(name: str, names: Mapping[str, str]) -> str:
-    """Name of the node that an optimised node came from: its own without the endings that fusions append.
+    """Name of the node that an optimised node came from: its own without what fusions put around it.
 
     Args:
         name: Name of the optimised node; some fusions derive it from the name of an output tensor.
         names: Node names, and names of output tensors, of the model -> name of the node.
     """
-    stripped = name
+    stripped = name if name in names else name.removeprefix("fused ")
     while stripped and stripped not in names:
         shorter = _FUSED_SUFFIX.sub("", stripped)
         if shorter == stripped:

@@ -71,4 +71,5 @@ def test_names_of_fused_nodes_lead_back():
     assert original_name("a/MatMul/MatMulScaleFusion/", names) == "a/MatMul"
     assert original_name("b_nchwc", names) == "b"
     assert original_name("b_output_0_nchwc", names) == "b"
+    assert original_name("fused a/MatMul", names) == "a/MatMul"
     assert original_name("unknown_token_1", names) == "unknown_token_1"
