@@ -29,7 +29,7 @@ def exported(report: dict[str, Any]) -> None:
     )
     for key, form in report["forms"].items():
         table.add_row(
-            escape(names.get(key) or f"{report['files']['Runtime']}{key.removeprefix('Runtime')}"),
+            escape(names.get(key) or report["files"]["Runtime"] + key.removeprefix("Runtime")),
             f"{form['bytes'] / 1e6:.2f} MB",
             f"{form['load_ms']:.1f} ms",
             f"{form['run_ms']:.2f} ms",
@@ -46,7 +46,7 @@ def exported(report: dict[str, Any]) -> None:
         nodes = f"{found['supported_nodes']} of {found['nodes']}"
         table.add_row(name, str(found["partitions"]), nodes, found["verdict"])
     out.print(table)
-    for key, value in report["session_options"]["Runtime"].items():
+    for key, value in report["session_options"].get("Runtime", {}).items():
         if key not in report["session_options"]["Fixed"]:
             out.print(f'  the Runtime style needs the session option [bold]{escape(key)}[/] = "{escape(value)}"')
     for note in report["notes"]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..graph.zero_points import add_zero_points
 from ..runtime import Conversion, convert_to_ort, make_session, observe_shapes, parse_operators, sums_saturate
 from ..version import __version__
 from .config import MobileConfig
-from .measure import Feeds, check_forms, find_forms, time_forms
+from .measure import Feeds, check_forms, find_forms, loading_failure, time_forms
 from .readme import write_readme
 from .staging import staged_folder
 
@@ -66,7 +67,7 @@ def export_mobile(
         save_proto(fixed, source)
         results = Path(scratch) / "ort"
         results.mkdir()
-        done = convert_to_ort(source, results, config.platform)
+        done, refused = _without_refused(convert_to_ort(source, results, config.platform), source, config.platform)
         forms = find_forms(source, done.files, config.platform)
         checked = check_forms(forms, feeds, config.platform)
         timed = time_forms(forms, feeds[0], config.platform, threads=config.threads, runs=config.runs)
@@ -84,11 +85,20 @@ def export_mobile(
             "operators": operators,
             "contrib_operators": sorted({op for found in operators.values() for op in found.get("com.microsoft", {})}),
             "partitions": done.partitions,
-            "notes": _notes(fixed),
+            "notes": refused + _notes(fixed),
         }
         (staged / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_readme(staged / "README.md", report)
     return report
+
+
+def _without_refused(done: Conversion, source: Path, platform: str) -> tuple[Conversion, Notes]:
+    """Leave the Runtime style out where ONNX Runtime cannot load the file that it wrote (seen in 1.32)."""
+    failure = loading_failure(find_forms(source, done.files, platform)["Runtime"], platform)
+    if failure is None:
+        return done, []
+    kept = replace(done, files={"Fixed": done.files["Fixed"]}, operators={"Fixed": done.operators["Fixed"]})
+    return kept, [f"no file in Runtime style: ONNX Runtime refuses the one that its converter wrote ({failure})"]
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:
@@ -102,10 +112,11 @@ def _write_files(folder: Path, stem: str, fixed: onnx.ModelProto, done: Conversi
     names = {
         "fixed_shape": f"{stem}.fixed_shape.onnx",
         "Fixed": f"{stem}.ort",
-        "Runtime": f"{stem}.with_runtime_opt.ort",
         "Fixed operators": f"{stem}.required_operators_and_types.config",
-        "Runtime operators": f"{stem}.required_operators_and_types.with_runtime_opt.config",
     }
+    if "Runtime" in done.files:
+        names["Runtime"] = f"{stem}.with_runtime_opt.ort"
+        names["Runtime operators"] = f"{stem}.required_operators_and_types.with_runtime_opt.config"
     save_proto(fixed, folder / names["fixed_shape"])
     for style, path in done.files.items():
         shutil.copyfile(path, folder / names[style])

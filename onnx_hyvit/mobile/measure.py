@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ValidationError
-from ..runtime import INT8_OPTION, REPLAY_OPTION, Session, benchmark, make_session
+from ..runtime import INT8_OPTION, REPLAY_OPTION, RuntimeFailure, Session, benchmark, make_session
 
 _REPLAYABLE = {"optimization.minimal_build_optimizations": "apply"}
 _NCHWC = ("NchwcTransformer",)
@@ -36,14 +36,22 @@ class Form:
 
 
 def find_forms(onnx_file: Path, files: Mapping[str, Path], platform: str) -> dict[str, Form]:
-    """The .onnx and its .ort files as a device would load them."""
+    """The .onnx and its .ort files as a device would load them; ``files`` may lack the Runtime style."""
     base = {INT8_OPTION: "1" if platform == "arm" else "0"}
-    return {
-        "onnx": Form(onnx_file, base),
-        "Fixed": Form(files["Fixed"], base, base),
-        "Runtime": Form(files["Runtime"], {**base, **REPLAY_OPTION}, {**base, **_REPLAYABLE}),
-        UNFUSED: Form(files["Runtime"], base),
-    }
+    forms = {"onnx": Form(onnx_file, base), "Fixed": Form(files["Fixed"], base, base)}
+    if "Runtime" in files:
+        forms["Runtime"] = Form(files["Runtime"], {**base, **REPLAY_OPTION}, {**base, **_REPLAYABLE})
+        forms[UNFUSED] = Form(files["Runtime"], base)
+    return forms
+
+
+def loading_failure(form: Form, platform: str) -> str | None:
+    """Why ONNX Runtime refuses a file that its own converter wrote; None when it loads."""
+    try:
+        open_form(form, form.config, platform, 1)
+    except RuntimeFailure as error:
+        return str(error)
+    return None
 
 
 def open_form(form: Form, config: Mapping[str, str], platform: str, threads: int) -> Session:
@@ -108,7 +116,9 @@ def time_forms(
             if turn >= 0:
                 loads[name].append((time.perf_counter() - start) * 1e3)
     rivals = {name: session for name, session in sessions.items() if name != UNFUSED}
-    timed = benchmark(rivals, feeds, runs=runs) | benchmark({UNFUSED: sessions[UNFUSED]}, feeds, runs=runs)
+    timed = benchmark(rivals, feeds, runs=runs)
+    if UNFUSED in sessions:
+        timed |= benchmark({UNFUSED: sessions[UNFUSED]}, feeds, runs=runs)
     return {
         name: {"load_ms": round(statistics.median(loads[name]), 2), "run_ms": round(timed[name].median_ms, 3)}
         for name in forms
