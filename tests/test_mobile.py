@@ -21,6 +21,7 @@ from onnx_hyvit.mobile import measure
 from onnx_hyvit.mobile.config import parse_fixed_shape
 from onnx_hyvit.mobile.staging import staged_folder
 from onnx_hyvit.runtime import REPLAY_OPTION, parse_operators
+from onnx_hyvit.targets import load_target
 
 QUICK = MobileConfig(runs=1)
 
@@ -112,6 +113,19 @@ def test_free_dimensions_can_stay(tmp_path: Path):
     assert report["inputs"][0]["shape"] == ["N", 16, 8, 8]
     assert any("--fixed-shape x=SIZES" in note for note in report["notes"])
     assert report["partitions"]["NNAPI"]["dynamic_nodes"] > 0
+
+
+def test_a_runtime_style_that_cannot_be_made_is_left_out_and_named(tmp_path: Path):
+    """ONNX Runtime 1.32 quantizes a float bias itself, and cannot save what it made of it in this style."""
+    text = "g (float[1,16,8,8] x) => (float[1,16,8,8] y) { c = Conv(x, w, b) s = Sigmoid(c) y = Mul(c, s) }"
+    model = parse(text, w=weight(16, 16, 1, 1), b=np.linspace(-1, 1, 16, dtype=np.float32))
+    report = export_mobile(quantize(model, load_target("tensorrt"))[1], tmp_path / "out", QUICK)
+    assert report["forms"]["Fixed"]["identical"]
+    left_out = "Runtime" not in report["files"]  # a later ONNX Runtime may be able to make it
+    assert left_out == any("no file in Runtime style" in note for note in report["notes"])
+    assert left_out == ("## The Runtime style" not in (tmp_path / "out" / "README.md").read_text())
+    assert left_out == (not list((tmp_path / "out").glob("*with_runtime_opt*")))
+    assert ("Runtime" in report["forms"]) == ("Runtime" in report["operators"]) == (not left_out)
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path: Path):

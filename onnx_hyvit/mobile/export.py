@@ -93,12 +93,14 @@ def export_mobile(
 
 
 def _without_refused(done: Conversion, source: Path, platform: str) -> tuple[Conversion, Notes]:
-    """Leave the Runtime style out where ONNX Runtime cannot load the file that it wrote (seen in 1.32)."""
-    failure = loading_failure(find_forms(source, done.files, platform)["Runtime"], platform)
+    """Leave the Runtime style out where ONNX Runtime cannot write it, or not load what it wrote (both seen in 1.32)."""
+    failure = done.failures.get("Runtime")
+    if failure is None:
+        failure = loading_failure(find_forms(source, done.files, platform)["Runtime"], platform)
     if failure is None:
         return done, []
     kept = replace(done, files={"Fixed": done.files["Fixed"]}, operators={"Fixed": done.operators["Fixed"]})
-    return kept, [f"no file in Runtime style: ONNX Runtime refuses the one that its converter wrote ({failure})"]
+    return kept, [f"no file in Runtime style, ONNX Runtime cannot make one of this model: {failure}"]
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:

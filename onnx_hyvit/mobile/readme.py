@@ -74,13 +74,7 @@ def write_readme(path: Path, report: dict[str, Any]) -> None:
     files = report["files"]
     option, value = next(iter(REPLAY_OPTION.items()))
     contrib = ", ".join(report["contrib_operators"])
-    parts = [
-        _HEAD,
-        *([_RUNTIME] if "Runtime" in files else []),
-        _BUILD,
-        *([_CONTRIB] if contrib else []),
-        _ACCELERATORS,
-    ]
+    parts = [_HEAD, _RUNTIME if "Runtime" in files else "", _BUILD, _CONTRIB if contrib else "", _ACCELERATORS]
     path.write_text(
         "".join(parts).format(
             stem=files["Fixed"].removesuffix(".ort"),

@@ -29,11 +29,13 @@ class Conversion:
         files: Style (``Fixed``, ``Runtime``) -> .ort file.
         operators: Style -> text of its list of required operators, the form that ONNX Runtime's build reads.
         partitions: Accelerator -> pieces of the graph that it would take, see ``ort_tools.find_partitions``.
+        failures: Style -> why it is not among the files; never ``Fixed``.
     """
 
     files: dict[str, Path]
     operators: dict[str, str]
     partitions: dict[str, dict[str, Any]]
+    failures: dict[str, str]
 
 
 def convert_to_ort(model: Path, folder: Path, platform: str) -> Conversion:
@@ -45,7 +47,7 @@ def convert_to_ort(model: Path, folder: Path, platform: str) -> Conversion:
         platform: ``arm`` or ``amd64``, the processor that runs them.
 
     Raises:
-        RuntimeFailure: A tool failed; one line with its reason.
+        RuntimeFailure: A tool failed, or the Fixed style could not be written; one line with the reason.
     """
     job = json.dumps({"model": str(model), "folder": str(folder), "platform": platform})
     paths = os.pathsep.join(entry for entry in sys.path if entry)
@@ -57,10 +59,11 @@ def convert_to_ort(model: Path, folder: Path, platform: str) -> Conversion:
         raise RuntimeFailure(f"{model.name}: the conversion to .ort took more than {_TOOL_SECONDS} s") from error
     answer = _answer(done, model.name)
     files, operators = {}, {}
-    for style in STYLES:
+    failures = {style: runtime_reason(RuntimeError(reason)) for style, reason in answer["failures"].items()}
+    for style in (style for style in STYLES if style not in failures):
         files[style] = next((folder / style).glob("*.ort"))
         operators[style] = _without_paths(next((folder / style).glob("*.config")).read_text(encoding="utf-8"))
-    return Conversion(files, operators, answer["partitions"])
+    return Conversion(files, operators, answer["partitions"], failures)
 
 
 def _answer(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Those tools print, set up logging, change ``sys.path`` and patch ``onnx.NodeProto``; none of that reaches the caller.
 Argument: a JSON object with ``model`` (path of an .onnx file), ``folder`` (for results) and ``platform``.
-Last line of standard output: a JSON object, ``{"partitions": ...}`` or ``{"error": "..."}``.
+Last line of standard output: a JSON object, ``{"partitions": ..., "failures": ...}`` or ``{"error": "..."}``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from pathlib import Path
 from typing import Any
 
 
-def convert(model: Path, folder: Path, platform: str) -> None:
-    """Write ``model`` as .ort into the folders ``Fixed`` and ``Runtime``, each with its list of required operators."""
+def convert(model: Path, folder: Path, platform: str) -> dict[str, str]:
+    """Write ``model`` as .ort into the folders ``Fixed`` and ``Runtime``, each with its list of required operators.
+
+    Returns:
+        Style -> why it could not be written, for those that could not.
+    """
     import onnxruntime
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     onnxruntime.set_default_logger_severity(4)
+    failures = {}
     for style in (OptimizationStyle.Fixed, OptimizationStyle.Runtime):
         place = folder / style.name
         place.mkdir()
-        convert_onnx_models_to_ort(model, place, [style], target_platform=platform, enable_type_reduction=True)
+        try:
+            convert_onnx_models_to_ort(model, place, [style], target_platform=platform, enable_type_reduction=True)
+        except Exception as error:
+            failures[style.name] = " ".join(str(error).split())
+    return failures
 
 
 def find_partitions(model: Path, scratch: Path) -> dict[str, dict[str, Any]]:
@@ -69,8 +78,11 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            convert(Path(job["model"]), folder, job["platform"])
-            answer = {"partitions": find_partitions(Path(job["model"]), folder)}
+            failures = convert(Path(job["model"]), folder, job["platform"])
+            if "Fixed" in failures:
+                answer = {"error": failures["Fixed"]}
+            else:
+                answer = {"failures": failures, "partitions": find_partitions(Path(job["model"]), folder)}
     except Exception as error:
         answer = {"error": " ".join(str(error).split()) or type(error).__name__}
     print(json.dumps(answer))
