@@ -57,5 +57,28 @@ bench-calibration: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/bench_calibration.py $(MODEL) | tee tools/results/calibration.txt
 
+## The same models in other runtimes (node, wasm, Chromium, OpenVINO, onnx.reference): record, then test.
+.PHONY: interop interop-install interop-test bench-weights
+INTEROP := build/interop
+interop-install: $(VENV)/.test
+	@command -v npm > /dev/null || { echo "node and npm are missing: apt-get install nodejs npm" >&2; exit 1; }
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
+	  { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,interop]"
+	npm install --loglevel=error --ignore-scripts --no-audit --no-fund --prefix $(INTEROP) onnxruntime-node onnxruntime-web
+
+interop: interop-install
+	mkdir -p tools/results
+	$(BIN)/python tools/measure_interop.py --work $(INTEROP)/models --json tools/results/interop.json --readme README.md
+	$(BIN)/python -m pytest -m interop tests/test_interop.py $(PYTEST_ARGS)
+
+interop-test: interop-install
+	$(BIN)/python -m pytest -m interop tests/test_interop.py $(PYTEST_ARGS)
+
+## Weight types on x86 without VNNI; BENCH=FILE.onnx ... adds models (see tools/export_bench_models.py).
+bench-weights: $(VENV)/.test
+	mkdir -p tools/results
+	$(BIN)/python tools/bench_weight_types.py --json tools/results/weight_types.json $(BENCH)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

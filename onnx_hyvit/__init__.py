@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from .api import QuantResult, inspect, quantize
     from .calibration import Preprocess
     from .comparison import compare
+    from .kernel_audit import audit
+    from .mobile import MobileConfig, export_mobile
     from .static import quantize_static
+    from .target_check import check
 
 _LAZY = {
     "quantize": "api",
@@ -35,12 +38,17 @@ _LAZY = {
     "compare": "comparison",
     "quantize_static": "static",
     "Preprocess": "calibration",
+    "MobileConfig": "mobile",
+    "export_mobile": "mobile",
+    "audit": "kernel_audit",
+    "check": "target_check",
 }
 
 __all__ = [
     "CalibrationError",
     "ConfigError",
     "HyvitError",
+    "MobileConfig",
     "ModelError",
     "OutputError",
     "PassError",
@@ -50,7 +58,10 @@ __all__ = [
     "TargetError",
     "ValidationError",
     "__version__",
+    "audit",
+    "check",
     "compare",
+    "export_mobile",
     "inspect",
     "quantize",
     "quantize_static",

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 
 from . import calibration as calib
-from .audit import audit
 from .blocks import Structure, find_structure
 from .calibrate import activation_qparams, weight_scales
 from .config import QuantConfig
@@ -24,6 +23,7 @@ from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
+from .kernel_audit import audit
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .placement import Plan, make_plan
@@ -38,8 +38,8 @@ from .reconstruct import (
     write_parameters,
 )
 from .runtime import Progress, observe
-from .targets import Target, load_target
-from .validate import validate
+from .targets import Target, check_target, load_target
+from .validate import Finding, validate
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def quantize(
         qparams = dict(reconstructed.qparams)
         write_parameters(prepared.model, reconstructed.parameters)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
-    findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
+    findings = _validate(quantized, proto, source, target, config) if config.verify else []
     report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
@@ -158,7 +158,7 @@ def quantize(
             "fingerprint": source.fingerprint(),
             "warnings": list(source.warnings),
         },
-        "audit": audit(quantized).to_dict(),
+        "audit": audit(quantized, config=target.session).to_dict(),
         "findings": [str(finding) for finding in findings],
         "size": {"float_bytes": float_size, "int8_bytes": quantized.ByteSize()},
     }
@@ -180,6 +180,24 @@ def _block_cache(model: Model, source: calib.Source, config: QuantConfig) -> Blo
     settings["target"] = asdict(adapted_target(config))
     proto = model_to_proto(model).SerializeToString(deterministic=True)
     return BlockCache(default_cache_folder(), run_key(__version__, proto, source.fingerprint(), settings))
+
+
+def _validate(
+    quantized: onnx.ModelProto, proto: onnx.ModelProto, source: calib.Source, target: Target, config: QuantConfig
+) -> list[Finding]:
+    """Check the finished model in the sessions of its target, then against the rules of its target."""
+    findings = validate(
+        quantized,
+        proto,
+        _first_feed(source),
+        threads=config.threads,
+        config=target.session,
+        cpu_kernels=target.cpu_kernels,
+    )
+    if target.float_bias:
+        findings = [finding for finding in findings if finding.kind != "float-bias"]
+    breaches = check_target(quantized, target)
+    return findings + [Finding("target", breach.node, f"{breach.problem}; {breach.advice}") for breach in breaches]
 
 
 def adapted_target(config: QuantConfig) -> Target:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import display
+from . import cli_deploy, display
 from .config import QuantConfig, load_config
 from .errors import HyvitError
 from .recipes import RECIPES
@@ -215,6 +215,9 @@ def _progress(silent: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     else:
         with display.progress() as update:
             yield update
+
+
+cli_deploy.add_commands(app, _errors, _show)
 
 
 def main() -> None:

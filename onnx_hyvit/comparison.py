@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from . import calibration as calib
-from .audit import audit
 from .errors import CalibrationError, ModelError
 from .graph.io import model_bytes, read_proto
+from .kernel_audit import audit
 from .labels import load_labels
 from .runtime import Session, benchmark, make_session
 from .validate import compare_fused, find_saturation

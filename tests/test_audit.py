@@ -8,8 +8,8 @@ import onnx.parser
 from onnx import numpy_helper
 from qdq_graphs import HEADER, parse, quantize, run, weight
 
-from onnx_hyvit.audit import audit, original_name
 from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.kernel_audit import audit, original_name
 
 PAIR = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)"
 
@@ -71,4 +71,5 @@ def test_names_of_fused_nodes_lead_back():
     assert original_name("a/MatMul/MatMulScaleFusion/", names) == "a/MatMul"
     assert original_name("b_nchwc", names) == "b"
     assert original_name("b_output_0_nchwc", names) == "b"
+    assert original_name("fused a/MatMul", names) == "a/MatMul"
     assert original_name("unknown_token_1", names) == "unknown_token_1"

@@ -38,17 +38,21 @@ MAY_IMPORT = {
         "runtime",
     },
     "calibrate": {"calibration", "graph", "numerics", "placement", "recipes", "runtime"},
-    "audit": {"graph", "runtime"},
-    "validate": {"graph", "runtime", "numerics", "audit"},
-    "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
+    "kernel_audit": {"graph", "runtime"},
+    "validate": {"graph", "runtime", "numerics", "kernel_audit"},
+    "comparison": {"graph", "runtime", "calibration", "kernel_audit", "validate", "labels"},
     "display": set(),
+    "display_deploy": {"display"},
+    "cli_deploy": {"display_deploy", "mobile", "target_check"},
+    "mobile": {"graph", "runtime"},
+    "target_check": {"graph", "kernel_audit", "targets", "validate"},
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
-    "rich": {"display"},
-    "typer": {"cli"},
+    "rich": {"display", "display_deploy"},
+    "typer": {"cli", "cli_deploy"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
 

@@ -55,7 +55,7 @@ def make_plan(
         float_nodes=dict(colours.reasons),
         activations=activations,
         weights=_weights(colours, target, weight_bits),
-        biases=_biases(colours),
+        biases={} if target.float_bias else _biases(colours),
         constants=_constants(model.graph, colours, target.activation_spec(8)),
         tied=tied,
         absorbed=dict(colours.absorbed),
@@ -112,7 +112,8 @@ def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSp
     """Spec of each weight; one that two nodes read along different axes gets a single scale."""
     specs: dict[str, QuantSpec] = {}
     for unit in colours.weighted.values():
-        spec = target.weight_spec(bits, unit.axis)
+        axis = unit.axis if target.int8[unit.node.op].per_channel else None
+        spec = target.weight_spec(bits, axis)
         if specs.setdefault(unit.weight.name, spec) != spec:
             specs[unit.weight.name] = target.weight_spec(bits, None)
     return specs

@@ -2,6 +2,7 @@
 
 from .collect import Progress, collect
 from .observe import Observed, observe, observe_shapes
+from .ort_format import INT8_OPTION, REPLAY_OPTION, Conversion, convert_to_ort, parse_operators
 from .saturation import sums_saturate
 from .session import (
     OptimizationLevel,
@@ -15,6 +16,9 @@ from .session import (
 from .timing import Timing, benchmark
 
 __all__ = [
+    "INT8_OPTION",
+    "REPLAY_OPTION",
+    "Conversion",
     "Observed",
     "OptimizationLevel",
     "Progress",
@@ -24,10 +28,12 @@ __all__ = [
     "Timing",
     "benchmark",
     "collect",
+    "convert_to_ort",
     "make_session",
     "observe",
     "observe_shapes",
     "optimized_model",
+    "parse_operators",
     "runtime_reason",
     "sums_saturate",
 ]

@@ -148,6 +148,7 @@ def make_session(
     save_optimized: str | os.PathLike[str] | None = None,
     external_folder: str | os.PathLike[str] | None = None,
     exact_sums: bool = True,
+    disabled_optimizers: Sequence[str] = (),
 ) -> Session:
     """A CPU session.
 
@@ -162,6 +163,7 @@ def make_session(
         external_folder: Where a model in memory finds its external data.
         exact_sums: Whether int8 sums are exact on every processor; False is the session that a user gets by default,
             whose sums can saturate on x86 without VNNI.
+        disabled_optimizers: Names of graph transformers of ONNX Runtime to leave out.
 
     Raises:
         RuntimeFailure: The model cannot be loaded.
@@ -175,7 +177,15 @@ def make_session(
     name = name or (Path(model).name if isinstance(model, (str, os.PathLike)) else "model")
     with _loadable(model) as loadable:
         try:
-            return Session(ort.InferenceSession(loadable, options, providers=["CPUExecutionProvider"]), name)
+            return Session(
+                ort.InferenceSession(
+                    loadable,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=list(disabled_optimizers),
+                ),
+                name,
+            )
         except Exception as error:
             raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(error)})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ def benchmark(
 ) -> dict[str, Timing]:
     """Time sessions against each other: they take turns, so that a drift of the machine hits all of them alike.
 
+    The order is shuffled in every turn (with a seed): one that always ran behind a slow session would find cold caches.
+
     Args:
         sessions: Name to session; all take the same feeds.
         feeds: One batch.
@@ -40,14 +43,15 @@ def benchmark(
     if runs < 1:
         raise ConfigError(f"runs must be 1 or more, found {runs}")
     order = list(sessions)
+    shuffle = random.Random(0).shuffle
     taken: dict[str, list[float]] = {name: [] for name in order}
     for turn in range(-warmup, runs):
+        shuffle(order)
         for name in order:
             start = time.perf_counter()
             sessions[name].run(feeds)
             if turn >= 0:
                 taken[name].append((time.perf_counter() - start) * 1e3)
-        order.append(order.pop(0))
     return {name: _timing(taken[name]) for name in sessions}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,76 +11,171 @@ from onnx import numpy_helper
 
 from .target import Target
 
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_FUSED = frozenset({"Softmax", "AveragePool"})  # runtimes make int8 kernels of these when they stand between pairs
+_MOVES = frozenset({"Transpose", "Reshape"})
 
-def check_target(proto: onnx.ModelProto, target: Target) -> list[str]:
-    """Where ``proto`` breaks the rules of ``target``: types, schemes, granularity, pairs, operators, opset.
+
+@dataclass(frozen=True)
+class Breach:
+    """A rule of a target that a model breaks.
+
+    Args:
+        node: Name of the node or input.
+        problem: What it is and what the target takes.
+        advice: What to do.
+    """
+
+    node: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.problem}; {self.advice}"
+
+
+@dataclass(frozen=True)
+class _View:
+    """Lookup tables of a graph: initializers, who writes and who reads a tensor."""
+
+    constants: dict[str, onnx.TensorProto]
+    producers: dict[str, onnx.NodeProto]
+    readers: dict[str, list[onnx.NodeProto]]
+
+    def value(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
+        tensor = self.constants.get(node.input[index]) if len(node.input) > index else None
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+
+def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
+    """Where ``proto`` breaks the rules of ``target``: opset, shapes, types, schemes, granularity, pairs, operators.
 
     Args:
         proto: A QDQ model.
         target: Rules of the runtime.
 
     Returns:
-        One line for each breach, naming the node; empty when there is none.
+        The breaches in graph order; empty when there is none.
     """
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    producer = {name: node for node in proto.graph.node for name in node.output}
-    breaches = list(_check_opset(proto, target))
+    view = _view(proto.graph)
+    breaches = [*_check_opset(proto, target), *_check_shapes(proto, view, target)]
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear":
-            breaches += _check_activation(node, constants, target)
-        elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            breaches += _check_initializer(node, constants, target)
+            breaches += _check_activation(node, view, target)
+        elif node.op_type == "DequantizeLinear" and node.input[0] in view.constants:
+            breaches += _check_initializer(node, view, target)
         elif node.op_type == "DequantizeLinear" and not target.mismatched_pairs:
-            breaches += _check_equal(node, producer, constants)
+            breaches += _check_equal(node, view, target)
+        elif node.op_type in _FUSED and node.op_type in target.float:
+            breaches += _check_operator(node, view, target)
     return breaches
 
 
-def _check_opset(proto: onnx.ModelProto, target: Target) -> Iterator[str]:
+def _view(graph: onnx.GraphProto) -> _View:
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    producers = {name: node for node in graph.node for name in node.output}
+    return _View({tensor.name: tensor for tensor in graph.initializer}, producers, readers)
+
+
+def _again(target: Target) -> str:
+    return f"quantize the float model again with --target {target.name}"
+
+
+def _check_opset(proto: onnx.ModelProto, target: Target) -> Iterator[Breach]:
     version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     lowest, highest = target.opsets
     if not lowest <= version <= highest:
-        yield f"opset {version} is outside of what {target.name} takes ({lowest} to {highest})"
+        problem = f"opset {version} is outside of what {target.name} takes ({lowest} to {highest})"
+        yield Breach("model", problem, "export the float model with such an opset and quantize it again")
 
 
-def _check_activation(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], target: Target) -> Iterator[str]:
-    zero_point = _value(node, 2, constants)
+def _check_shapes(proto: onnx.ModelProto, view: _View, target: Target) -> Iterator[Breach]:
+    if not target.fixed_shapes:
+        return
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in view.constants and not all(dim.dim_value > 0 for dim in dims):
+            sizes = ",".join(str(dim.dim_value or 1) for dim in dims)
+            advice = f"fix it with `onnx-hyvit export-mobile MODEL -o DIR --fixed-shape {value.name}={sizes}`"
+            yield Breach(value.name, f"the input has free dimensions, {target.name} takes fixed shapes only", advice)
+
+
+def _check_activation(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
+    zero_point = view.value(node, 2)
     found = "uint8" if zero_point is None else str(zero_point.dtype)
     if found != target.activation.dtype:
-        yield f"{node.name}: activation is {found}, {target.name} takes {target.activation.dtype}"
+        yield Breach(node.name, f"activation is {found}, {target.name} takes {target.activation.dtype}", _again(target))
     elif target.activation.scheme == "symmetric" and zero_point is not None:
         middle = target.activation_spec().qmin + 2 ** (target.activation_spec().bits - 1)
         if (zero_point != middle).any():
-            yield f"{node.name}: activation has zero point {zero_point.reshape(-1)[0]}, {target.name} takes {middle}"
+            problem = f"activation has zero point {zero_point.reshape(-1)[0]}, {target.name} takes {middle}"
+            yield Breach(node.name, problem, _again(target))
 
 
-def _check_initializer(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], target: Target) -> Iterator[str]:
-    codes, scale, zero_point = (_value(node, index, constants) for index in range(3))
-    if codes is None or scale is None or codes.dtype == np.int32 or codes.ndim < 2 or codes.dtype != np.int8:
+def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
+    codes, scale, zero_point = (view.value(node, index) for index in range(3))
+    if codes is None or scale is None:
         return
-    if target.weight.granularity == "per_tensor" and scale.size > 1:
-        yield f"{node.name}: weight has a scale per channel, {target.name} takes one"
-    if target.weight.scheme == "symmetric" and zero_point is not None and zero_point.any():
-        yield f"{node.name}: weight has a zero point, {target.name} takes 0"
-    largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
+    if codes.dtype == np.int32:
+        if target.float_bias:
+            yield Breach(node.name, f"the bias is int32, {target.name} takes float biases only", _again(target))
+        return
+    layer = _layer_behind(node, view)
+    if layer is None:
+        return
+    rule = target.int8.get(layer.op_type)
+    per_tensor = target.weight.granularity == "per_tensor" or (rule is not None and not rule.per_channel)
+    problems = []
+    if str(codes.dtype) != target.weight.dtype:
+        problems.append(f"weight is {codes.dtype}, {target.name} takes {target.weight.dtype}")
+    if per_tensor and scale.size > 1:
+        problems.append(f"weight has a scale per channel, {target.name} takes one for {layer.op_type}")
+    middle = 128 if codes.dtype == np.uint8 else 0
+    if target.weight.scheme == "symmetric" and zero_point is not None and (zero_point != middle).any():
+        problems.append(f"weight has a zero point, {target.name} takes {middle}")
+    largest = int(np.abs(codes.astype(np.int16) - middle).max(initial=0))
     if largest > 2 ** (target.weight.bits - 1):
-        yield f"{node.name}: weight code {largest} needs more than the {target.weight.bits} bits of {target.name}"
+        problems.append(f"weight code {largest} needs more than the {target.weight.bits} bits of {target.name}")
+    for problem in problems:
+        yield Breach(node.name, problem, _again(target))
 
 
-def _check_equal(
-    node: onnx.NodeProto, producer: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]
-) -> Iterator[str]:
-    before = producer.get(node.input[0])
+def _layer_behind(node: onnx.NodeProto, view: _View) -> onnx.NodeProto | None:
+    """The layer whose weight ``node`` makes, directly or moved."""
+    name = node.output[0]
+    for reader in view.readers.get(name, []):
+        if reader.op_type in _LAYERS and name in reader.input[1:2]:
+            return reader
+        if reader.op_type in _MOVES:
+            return _layer_behind(reader, view)
+    return None
+
+
+def _check_equal(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
+    before = view.producers.get(node.input[0])
     while before is not None and before.op_type == "Clip":
-        before = producer.get(before.input[0])
+        before = view.producers.get(before.input[0])
     if before is None or before.op_type != "QuantizeLinear":
         return
     for index in (1, 2):
-        mine, other = _value(node, index, constants), _value(before, index, constants)
+        mine, other = view.value(node, index), view.value(before, index)
         if mine is not None and other is not None and not np.array_equal(mine, other):
-            yield f"{node.name}: its scale or zero point differs from that of {before.name}"
+            problem = (
+                f"its scale or zero point differs from that of {before.name}, {target.name} takes equal pairs only"
+            )
+            yield Breach(node.name, problem, _again(target))
             return
 
 
-def _value(node: onnx.NodeProto, index: int, constants: dict[str, onnx.TensorProto]) -> np.ndarray | None:
-    tensor = constants.get(node.input[index]) if len(node.input) > index else None
-    return None if tensor is None else numpy_helper.to_array(tensor)
+def _check_operator(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
+    """An operator that should stay float, but has Q/DQ pairs on all sides."""
+    inputs = [view.producers.get(name) for name in node.input if name and name not in view.constants]
+    outputs = [reader for name in node.output for reader in view.readers.get(name, [])]
+    if not inputs or not outputs or not all(made is not None and made.op_type == "DequantizeLinear" for made in inputs):
+        return
+    if all(reader.op_type == "QuantizeLinear" for reader in outputs):
+        problem = f"{node.op_type} stands between Q/DQ pairs: {target.float[node.op_type]}"
+        yield Breach(node.name, problem, f"remove the pair behind it, or {_again(target)}")

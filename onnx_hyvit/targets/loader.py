@@ -18,10 +18,14 @@ else:  # pragma: no cover - the same module under its old name
 
 _FOLDER = Path(__file__).parent
 _TENSOR_KEYS = frozenset({"dtype", "scheme", "bits", "granularity"})
-_RULE_KEYS = frozenset({"min_channels", "depthwise", "depthwise_block", "unblocked_taps", "grouped", "attributes"})
-_OPTION_KEYS = frozenset({"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "opsets"})
+_RULE_KEYS = frozenset(
+    {"min_channels", "depthwise", "depthwise_block", "unblocked_taps", "grouped", "per_channel", "attributes"}
+)
+_OPTION_KEYS = frozenset(
+    {"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "float_bias", "fixed_shapes"}
+) | frozenset({"cpu_kernels", "opsets"})
 _TOP_KEYS = frozenset(
-    {"name", "description", "extends", "activation", "weight", "int8", "glue", "carried", "float", "options"}
+    {"name", "description", "extends", "activation", "weight", "int8", "glue", "carried", "float", "options", "session"}
 )
 
 
@@ -107,6 +111,7 @@ def _build(values: Mapping[str, Any]) -> Target:
         int8=_rules(values["int8"], "int8"),
         glue=_rules(values.get("glue", {}), "glue"),
         carried=_rules(values.get("carried", {}), "carried"),
+        session={key: str(value) for key, value in values.get("session", {}).items()},
         float={op: str(reason) for op, reason in values.get("float", {}).items() if reason is not False},
         **options,
     )

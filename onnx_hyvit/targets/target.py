@@ -61,6 +61,7 @@ class OpRule:
         depthwise_block: Channels that the int8 depthwise kernel works on at once; it is slow for other numbers.
         unblocked_taps: Most kernel elements of an int8 depthwise convolution without whole blocks of channels.
         grouped: Whether any other grouped convolution may be int8.
+        per_channel: Whether its weight may have a scale per channel, where the target has them.
         attributes: Attribute values that the node must have; a missing attribute counts as its ONNX default given here.
     """
 
@@ -69,6 +70,7 @@ class OpRule:
     depthwise_block: int = 1
     unblocked_taps: int = 9
     grouped: bool = True
+    per_channel: bool = True
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def refuses_attributes(self, attributes: Mapping[str, Any]) -> str | None:
@@ -103,6 +105,12 @@ class Target:
         shield_float: Put a node that changes nothing (a Sum of one tensor) between a float node and the Q behind it
             where the runtime would else run it in int8 against the plan.
         mismatched_pairs: Whether the runtime accepts a Q per channel with a DQ per tensor.
+        float_bias: Keep biases float: the runtime refuses int32 ones.
+        fixed_shapes: Whether the runtime refuses inputs with free dimensions.
+        cpu_kernels: Whether the kernels of ONNX Runtime's CPU provider are the ones that will run; else what the audit
+            says about them is no finding.
+        session: Session config entries with which ONNX Runtime optimises the graph on any machine as it does on a
+            processor of this target.
         opsets: Lowest and highest opset that the runtime takes.
     """
 
@@ -119,6 +127,10 @@ class Target:
     fold_clip: bool = True
     shield_float: bool = False
     mismatched_pairs: bool = False
+    float_bias: bool = False
+    fixed_shapes: bool = False
+    cpu_kernels: bool = True
+    session: Mapping[str, str] = field(default_factory=dict)
     opsets: tuple[int, int] = (13, 23)
 
     def __post_init__(self) -> None:

@@ -86,19 +86,21 @@ def compare_level(
     level: OptimizationLevel,
     codes: int = 1,
     threads: int = 2,
+    config: Mapping[str, str] | None = None,
 ) -> FusedReport:
     """``compare_fused`` with the unfused values at hand (see ``run_unfused``)."""
-    fused = make_session(proto, optimize=level, threads=threads, name="fused model").run(feeds)
+    fused = make_session(proto, optimize=level, threads=threads, name="fused model", config=config).run(feeds)
     diffs = [(_largest(plain[name], fused[name]), _largest(plain[name], 0)) for name in fused]
     max_diff = max((diff for diff, _ in diffs), default=0.0)
     relative = max((diff / (size or 1.0) for diff, size in diffs), default=0.0)
     cut = _cut_model(proto, plain)
     entering = {**feeds, **{name + _ENTERING: plain[name] for name in _cuts(proto)}}
     entering = {value.name: entering[value.name] for value in cut.graph.input}
-    found = make_session(cut, optimize=level, threads=threads, name="fused model, cut at its codes").run(entering)
+    name = "fused model, cut at its codes"
+    found = make_session(cut, optimize=level, threads=threads, name=name, config=config).run(entering)
     for name, value in found.items():
         if not _agree(plain[name], value, codes):
-            report = _accuse(proto, plain, feeds, name, _largest(plain[name], value.astype(np.float64)), level)
+            report = _accuse(proto, plain, feeds, name, _largest(plain[name], value.astype(np.float64)), level, config)
             return dataclasses.replace(report, max_diff=max_diff, relative_diff=relative)
     return FusedReport(True, max_diff, relative)
 
@@ -193,12 +195,13 @@ def _accuse(
     output: str,
     difference: float,
     level: OptimizationLevel,
+    config: Mapping[str, str] | None,
 ) -> FusedReport:
     """Name the node and the kernel that make ``output`` wrong."""
     known = {*feeds, *_cuts(proto)}
     stretch = _stretch(_with_outputs(proto, _cuts(proto)), output, known, {**feeds, **plain})
     written = {node.op_type for node in stretch.graph.node}
-    kernels = [node.op_type for node in optimized_model(stretch, level=level).graph.node]
+    kernels = [node.op_type for node in optimized_model(stretch, level=level, config=config).graph.node]
     replaced = [op for op in kernels if op not in written and op not in PLAIN_OPS]
     nodes = [node for node in stretch.graph.node if node.op_type not in PLAIN_OPS]
     culprit = next((node for node in reversed(nodes) if any(node.op_type in op for op in replaced)), None)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from ..audit import Audit, audit
 from ..errors import ModelError, ValidationError
+from ..kernel_audit import Audit, audit
 from ..runtime import OptimizationLevel, RuntimeFailure, make_session, sums_saturate
 from .fused import compare_level, run_unfused
 from .patterns import Finding, find_patterns
@@ -24,6 +24,8 @@ def validate(
     feeds: Mapping[str, np.ndarray] | None = None,
     *,
     threads: int = 2,
+    config: Mapping[str, str] | None = None,
+    cpu_kernels: bool = True,
 ) -> list[Finding]:
     """Check a quantized model before it is handed out.
 
@@ -37,6 +39,8 @@ def validate(
         reference: The float model that it was made from.
         feeds: One batch of inputs; without it nothing is run.
         threads: Threads of the sessions.
+        config: Session config entries, such as those of a target.
+        cpu_kernels: Whether what the audit finds matters; it does not for a runtime with kernels of its own.
 
     Returns:
         What is worth knowing but not wrong, such as a large drift between levels or a kernel that stayed float.
@@ -53,15 +57,16 @@ def validate(
             raise ValidationError(str(finding))
     for level in ("none", *LEVELS):
         try:
-            session = make_session(proto, optimize=level, threads=threads, name=f"quantized model at level {level}")
+            name = f"quantized model at level {level}"
+            session = make_session(proto, optimize=level, threads=threads, name=name, config=config)
             if feeds is not None:
                 _check_finite(session.run(feeds))
         except RuntimeFailure as error:
             raise ValidationError(str(error)) from error
     if feeds is not None:
-        findings += _check_levels(proto, feeds, threads)
-        findings += find_saturation(proto, feeds, threads=threads)
-    return findings + _from_audit(audit(proto, threads=threads))
+        findings += _check_levels(proto, feeds, threads, config)
+        findings += find_saturation(proto, feeds, threads=threads, config=config)
+    return findings + (_from_audit(audit(proto, threads=threads, config=config)) if cpu_kernels else [])
 
 
 def _check_proto(proto: onnx.ModelProto) -> None:
@@ -92,12 +97,14 @@ def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
             raise ValidationError(f"output {name!r} of the quantized model holds NaN or Inf")
 
 
-def _check_levels(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int) -> list[Finding]:
+def _check_levels(
+    proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int, config: Mapping[str, str] | None
+) -> list[Finding]:
     findings = []
     plain = run_unfused(proto, feeds, threads)
     for level in LEVELS:
         try:
-            report = compare_level(proto, feeds, plain, level=level, threads=threads)
+            report = compare_level(proto, feeds, plain, level=level, threads=threads, config=config)
         except ModelError as error:
             raise ValidationError(f"at optimisation level {level}: {error}") from error
         if not report.matches:
@@ -110,11 +117,19 @@ def _check_levels(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threa
     return findings
 
 
-def find_saturation(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, threads: int = 2) -> list[Finding]:
+def find_saturation(
+    proto: onnx.ModelProto,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    threads: int = 2,
+    config: Mapping[str, str] | None = None,
+) -> list[Finding]:
     """What saturating sums do to the outputs in a default session on this processor; nothing where sums are exact."""
     if not sums_saturate():
         return []
-    exact, found = (make_session(proto, threads=threads, exact_sums=choice).run(feeds) for choice in (True, False))
+    exact, found = (
+        make_session(proto, threads=threads, exact_sums=choice, config=config).run(feeds) for choice in (True, False)
+    )
     worst = max((_relative_difference(exact[name], found[name]) for name in exact), default=0.0)
     if worst <= SATURATED:
         return []
@@ -136,6 +151,7 @@ def _relative_difference(exact: np.ndarray, found: np.ndarray) -> float:
 def _from_audit(report: Audit) -> list[Finding]:
     findings = [Finding("bad-kernel", kernel.node, f"{kernel.op}: {kernel.detail}") for kernel in report.bad_kernels]
     findings += [Finding("dequantized-weight", kernel.node, kernel.detail) for kernel in report.dequantized_weights]
+    findings += [Finding("float-layer", kernel.node, kernel.detail) for kernel in report.float_int8_weights]
     findings += [Finding("orphan-pair", kernel.node, kernel.detail) for kernel in report.orphan_pairs]
     return findings
 

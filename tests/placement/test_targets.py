@@ -54,9 +54,9 @@ def test_shipped_targets():
 def test_a_breach_names_the_node():
     _, proto, _ = quantize(model())
     breaches = check_target(proto, load_target("ort-arm"))
-    assert any("x_QuantizeLinear" in line and "uint8" in line for line in breaches)
-    assert any("7 bits" in line for line in check_target(proto, load_target("ort-x86-avx2")))
-    assert any("opset" in line for line in check_target(proto, load_target("ort-x86").__class__(**{
+    assert any(found.node == "x_QuantizeLinear" and "uint8" in found.problem for found in breaches)
+    assert any("7 bits" in found.problem for found in check_target(proto, load_target("ort-x86-avx2")))
+    assert any("opset" in found.problem for found in check_target(proto, load_target("ort-x86").__class__(**{
         **vars(ORT), "opsets": (21, 23)})))  # fmt: skip
 
 

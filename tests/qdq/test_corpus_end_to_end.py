@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from qdq_graphs import ORT, feeds_of, minmax, plan_of
 
-from onnx_hyvit.audit import audit
 from onnx_hyvit.graph import load_model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
+from onnx_hyvit.kernel_audit import audit
 from onnx_hyvit.passes import CANONICAL, LOWERING, run_passes
 from onnx_hyvit.placement.weighted import is_quantizable
 from onnx_hyvit.targets import check_target

@@ -9,10 +9,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from qdq_graphs import ORT, feeds_of, minmax, ops, parse, plan_of, quantize, run, weight
 
-from onnx_hyvit.audit import audit
 from onnx_hyvit.errors import CalibrationError, ModelError
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
+from onnx_hyvit.kernel_audit import audit
 from onnx_hyvit.numerics import QParams, QuantSpec
 from onnx_hyvit.targets import load_target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from .graph.io import read_proto
 from .runtime import optimized_model
 
 INT8_KERNELS = frozenset(
@@ -45,6 +47,8 @@ BAD_KERNELS = {
     "QLinearAveragePool": "about 30x slower than float",
     "DynamicQuantizeMatMul": "measures ranges at run time: not what was calibrated",
 }
+FAULTS = ("float_int8_weights", "dequantized_weights", "bad_kernels", "orphan_pairs")
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FUSED_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_gemm|/\w+Fusion/*|_output_\d+)$")
 
 
@@ -72,15 +76,17 @@ class Audit:
     Args:
         int8: Convolutions and matrix products on int8 kernels.
         float: Those on float kernels; ``weighted`` tells layers from attention products.
+        float_int8_weights: Layers whose weights are stored as int8 codes, yet that run on float kernels.
         dequantized_weights: Initializers that are dequantized in every run, with their reader.
         bad_kernels: Int8 kernels that are slow or wrong.
         orphan_pairs: Q directly followed by DQ: costs time and accuracy, and no int8 kernel lies between.
-        counts: ``int8``, ``float``, ``float_weighted``, ``dequantized_weights``, ``bad_kernels``, ``orphan_pairs``.
+        counts: Lengths of these lists, and ``float_weighted``.
         operators: How often each operator occurs in the optimised graph.
     """
 
     int8: tuple[Kernel, ...]
     float: tuple[Kernel, ...]
+    float_int8_weights: tuple[Kernel, ...]
     dequantized_weights: tuple[Kernel, ...]
     bad_kernels: tuple[Kernel, ...]
     orphan_pairs: tuple[Kernel, ...]
@@ -89,34 +95,38 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is dequantized at run time, and no bad kernel and no orphan pair is there."""
-        return not (self.dequantized_weights or self.bad_kernels or self.orphan_pairs)
+        """Whether no int8 weight is wasted on a float kernel, and no bad kernel and no orphan pair is there."""
+        return not any(getattr(self, key) for key in FAULTS)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (JSON)."""
         return {
             "int8": [kernel.node for kernel in self.int8],
             "float": [kernel.node for kernel in self.float],
-            **{
-                key: [dataclasses.asdict(kernel) for kernel in getattr(self, key)]
-                for key in ("dequantized_weights", "bad_kernels", "orphan_pairs")
-            },
+            **{key: [dataclasses.asdict(kernel) for kernel in getattr(self, key)] for key in FAULTS},
             "counts": dict(self.counts),
             "operators": dict(self.operators),
         }
 
 
-def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
-    """Audit the graph that ONNX Runtime makes of ``proto`` at its highest optimisation level.
+def audit(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    *,
+    threads: int = 1,
+    config: Mapping[str, str] | None = None,
+) -> Audit:
+    """Audit the graph that ONNX Runtime makes of a model at its highest optimisation level.
 
     Args:
-        proto: Any model that ONNX Runtime can load; usually an int8 QDQ model.
+        model: Path, bytes or ModelProto of any model that ONNX Runtime can load; usually an int8 QDQ model.
         threads: Threads of the session that optimises it.
+        config: Session config entries, such as those of a target.
 
     Raises:
-        RuntimeFailure: The model cannot be loaded.
+        ModelError: The model cannot be read, or not be loaded (``RuntimeFailure``).
     """
-    optimized = optimized_model(proto, threads=threads)
+    proto = model if isinstance(model, onnx.ModelProto) else read_proto(model)[0]
+    optimized = optimized_model(proto, threads=threads, config=config)
     graph = optimized.graph
     names = {output: node.name for node in proto.graph.node for output in node.output}
     names |= {node.name: node.name for node in proto.graph.node}
@@ -133,6 +143,7 @@ def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
             bad.append(dataclasses.replace(kernel, detail=BAD_KERNELS[node.op_type]))
     lists = {
         **groups,
+        "float_int8_weights": _float_int8_weights(groups["float"], proto.graph),
         "dequantized_weights": _dequantized_weights(graph, names),
         "bad_kernels": bad,
         "orphan_pairs": _orphan_pairs(graph, names),
@@ -144,13 +155,13 @@ def audit(proto: onnx.ModelProto, *, threads: int = 1) -> Audit:
 
 
 def original_name(name: str, names: Mapping[str, str]) -> str:
-    """Name of the node that an optimised node came from: its own without the endings that fusions append.
+    """Name of the node that an optimised node came from: its own without what fusions put around it.
 
     Args:
         name: Name of the optimised node; some fusions derive it from the name of an output tensor.
         names: Node names, and names of output tensors, of the model -> name of the node.
     """
-    stripped = name
+    stripped = name if name in names else name.removeprefix("fused ")
     while stripped and stripped not in names:
         shorter = _FUSED_SUFFIX.sub("", stripped)
         if shorter == stripped:
@@ -171,6 +182,28 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
 def _has_weight(node: onnx.NodeProto, constants: set[str]) -> bool:
     position = 3 if node.op_type in ("QLinearConv", "QGemm", "QLinearMatMul") else 1
     return len(node.input) > position and node.input[position] in constants
+
+
+def _float_int8_weights(kernels: list[Kernel], graph: onnx.GraphProto) -> list[Kernel]:
+    """The float kernels whose layer in the model that was audited has a weight of integer codes."""
+    codes = {tensor.name for tensor in graph.initializer}
+    stored = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in codes
+    }
+    layers = {
+        node.name: stored[name]
+        for node in graph.node
+        if node.op_type in _LAYERS
+        for name in node.input[:2]
+        if name in stored
+    }
+    return [
+        dataclasses.replace(kernel, detail=f"reads {layers[kernel.node]}")
+        for kernel in kernels
+        if kernel.node in layers
+    ]
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:

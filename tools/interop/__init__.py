@@ -1,0 +1,1 @@
+"""Run int8 models in runtimes other than onnxruntime's Python package, and compare what they answer."""
