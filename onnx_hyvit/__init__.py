@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .api import QuantResult, inspect, quantize
     from .calibration import Preprocess
     from .comparison import compare
+    from .diagnosis import debug
     from .static import quantize_static
 
 _LAZY = {
@@ -33,6 +34,7 @@ _LAZY = {
     "inspect": "api",
     "QuantResult": "api",
     "compare": "comparison",
+    "debug": "diagnosis",
     "quantize_static": "static",
     "Preprocess": "calibration",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "ValidationError",
     "__version__",
     "compare",
+    "debug",
     "inspect",
     "quantize",
     "quantize_static",

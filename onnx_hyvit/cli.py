@@ -156,6 +156,40 @@ def compare(
 
 
 @app.command()
+def debug(
+    float_model: Annotated[str, typer.Argument(metavar="FLOAT", help="Float ONNX model.")],
+    int8_model: Annotated[str, typer.Argument(metavar="INT8", help="QDQ model made from it, by any tool.")],
+    data: Annotated[Path, typer.Option(help="Folder of images, .npz or .npy.")],
+    samples: Annotated[int, typer.Option(help="Samples at most.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    preprocess: PreprocessOption = None,
+    skip_unreadable: SkipOption = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Tell where INT8 loses accuracy, block by block and tensor by tensor, and what to do about it."""
+    with _errors(verbose), _progress(quiet or as_json) as progress:
+        from .diagnosis import debug as run_debug
+
+        result = run_debug(
+            float_model,
+            int8_model,
+            data,
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            preprocess=preprocess,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    from .display_debug import debugged
+
+    _show(result, debugged, as_json, quiet)
+
+
+@app.command()
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to keep the int8 model in.")] = None,
     models: Annotated[Path | None, typer.Option(help="Folder with the demo's model and images.")] = None,

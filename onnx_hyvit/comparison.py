@@ -34,10 +34,10 @@ class ErrorMeter:
         """Take in a pair of arrays of the same shape."""
         a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
         difference = a - b
-        self.signal += float(a @ a)
-        self.other += float(b @ b)
-        self.dot += float(a @ b)
-        self.noise += float(difference @ difference)
+        self.signal += _dot(a, a)
+        self.other += _dot(b, b)
+        self.dot += _dot(a, b)
+        self.noise += _dot(difference, difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
     @property
@@ -54,6 +54,11 @@ class ErrorMeter:
         """Cosine of the two tensors, 1.0 when both are zero."""
         norm = np.sqrt(self.signal * self.other)
         return float(self.dot / norm) if norm > 0 and np.isfinite(norm) else float(self.noise == 0.0)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of products in this thread: BLAS wakes all cores for it, and its result depends on their number."""
+    return float(np.einsum("i,i->", a, b))
 
 
 class _Scores:
@@ -124,7 +129,7 @@ def compare(
         CalibrationError: The data cannot be used.
     """
     (reference, float_name), (quantized, int8_name) = read_proto(float_model), read_proto(int8_model)
-    _check_pair(reference, quantized, float_name, int8_name)
+    check_pair(reference, quantized, float_name, int8_name)
     if isinstance(preprocess, (str, os.PathLike)):
         preprocess = calib.load_preprocess(preprocess)
     source = calib.open_source(
@@ -173,7 +178,12 @@ def compare(
     }
 
 
-def _check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_name: str, int8_name: str) -> None:
+def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_name: str, int8_name: str) -> None:
+    """Refuse two models whose inputs or outputs differ.
+
+    Raises:
+        ModelError: Names both.
+    """
     for kind in ("input", "output"):
         names = [[value.name for value in getattr(proto.graph, kind)] for proto in (reference, quantized)]
         if set(names[0]) != set(names[1]):

@@ -31,13 +31,15 @@ MAY_IMPORT = {
     "audit": {"graph", "runtime"},
     "validate": {"graph", "runtime", "numerics", "audit"},
     "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
+    "diagnosis": {"blocks", "calibration", "comparison", "graph", "passes", "runtime", "validate"},
     "display": set(),
+    "display_debug": {"display"},
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
-    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
-    "rich": {"display"},
+    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis"},
+    "rich": {"display", "display_debug"},
     "typer": {"cli"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
