@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .calibration import Preprocess
     from .comparison import compare
     from .diagnosis import debug
+    from .evidence import compare_for_report
+    from .report import render_report, write_report
     from .static import quantize_static
 
 _LAZY = {
@@ -35,6 +37,9 @@ _LAZY = {
     "QuantResult": "api",
     "compare": "comparison",
     "debug": "diagnosis",
+    "compare_for_report": "evidence",
+    "render_report": "report",
+    "write_report": "report",
     "quantize_static": "static",
     "Preprocess": "calibration",
 }
@@ -53,10 +58,13 @@ __all__ = [
     "ValidationError",
     "__version__",
     "compare",
+    "compare_for_report",
     "debug",
     "inspect",
     "quantize",
     "quantize_static",
+    "render_report",
+    "write_report",
 ]
 
 

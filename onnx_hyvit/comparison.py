@@ -21,6 +21,8 @@ from .validate import compare_fused, find_saturation
 SQNR_CAP = 200.0
 TENSOR_SAMPLES = 8
 Progress = Callable[[int, int, str], None]
+Arrays = dict[str, np.ndarray]
+Watch = Callable[[calib.Source, Sequence[Any], Arrays, Arrays, Arrays, Sequence[int] | None], None]
 
 
 class ErrorMeter:
@@ -103,6 +105,7 @@ def compare(
     preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
     skip_unreadable: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Compare two models with the same inputs and outputs.
 
@@ -118,6 +121,7 @@ def compare(
         preprocess: For images, as for ``quantize``.
         skip_unreadable: Leave out unreadable images.
         progress: Called as ``progress(done, total, text)``.
+        watch: Called with the data and, for each batch, sample ids, feeds, float outputs, int8 outputs and labels.
 
     Returns:
         Plain values: ``outputs`` (name -> ``sqnr_db``, ``cosine``), ``top1_agreement`` (0 to 1; None without class
@@ -146,7 +150,7 @@ def compare(
         "float": make_session(reference, threads=threads),
         "int8": make_session(quantized, threads=threads, exact_sums=False),
     }
-    meters, scores = _run_both(sessions, source, truth, progress)
+    meters, scores = _run_both(sessions, source, truth, progress, watch)
     feeds = next(iter(source))[1]
     saturation = find_saturation(quantized, feeds, threads=threads)
     fused = compare_fused(quantized, feeds)
@@ -194,7 +198,11 @@ def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_nam
 
 
 def _run_both(
-    sessions: dict[str, Session], source: calib.Source, truth: dict[str, int] | np.ndarray | None, progress: Any
+    sessions: dict[str, Session],
+    source: calib.Source,
+    truth: dict[str, int] | np.ndarray | None,
+    progress: Any,
+    watch: Watch | None,
 ) -> tuple[dict[str, ErrorMeter], _Scores]:
     names = sessions["float"].output_names
     meters = {name: ErrorMeter() for name in names}
@@ -211,6 +219,8 @@ def _run_both(
         first = expected[names[0]]
         if first.ndim >= 2 and first.shape[-1] > 1:
             scores.update(first, found[names[0]], _labels_of(ids, truth))
+        if watch is not None:
+            watch(source, ids, feeds, expected, found, _labels_of(ids, truth))
         done += len(ids)
         if progress is not None:
             progress(done, len(source), "comparing")
@@ -240,8 +250,8 @@ def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source
     if not pairs:
         return []
     sessions = (
-        make_session(_exposing(reference, list(pairs)), optimize=False),
-        make_session(_exposing(quantized, list(pairs.values())), optimize=False),
+        make_session(exposing(reference, list(pairs)), optimize=False),
+        make_session(exposing(quantized, list(pairs.values())), optimize=False),
     )
     meters = {name: ErrorMeter() for name in pairs}
     for done, (_, feeds) in enumerate(source):
@@ -290,7 +300,8 @@ def _dequantized(name: str, readers: dict[str, list[onnx.NodeProto]]) -> str:
     return name
 
 
-def _exposing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def exposing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy of ``proto`` that also gives out the tensors of these names."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     present = {output.name for output in copy.graph.output}

@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "validate": {"graph", "runtime", "numerics", "audit"},
     "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
     "diagnosis": {"blocks", "calibration", "comparison", "graph", "passes", "runtime", "validate"},
+    "evidence": {"calibration", "comparison", "diagnosis", "graph", "numerics", "runtime"},
+    "report": {"graph"},
     "display": set(),
     "display_debug": {"display"},
 }
@@ -41,6 +43,7 @@ ONLY_IN = {
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis"},
     "rich": {"display", "display_debug"},
     "typer": {"cli"},
+    "matplotlib": {"report"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
 
