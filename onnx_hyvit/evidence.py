@@ -136,7 +136,11 @@ def _histograms(
     reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: list[dict[str, Any]], source: calib.Source
 ) -> list[dict[str, Any]]:
     """Histograms of the worst quantized tensors, over a few samples of the float model."""
-    pairs = {pair.tensor: pair for pair in find_pairs(GraphIndex(quantized.graph)) if pair.scale.size == 1}
+    pairs = {
+        pair.tensor: pair
+        for pair in find_pairs(GraphIndex(quantized.graph))
+        if pair.scale.size == 1 and pair.factors[0] == 1
+    }
     chosen = [row for row in rows if row["name"] in pairs][:HISTOGRAMS]
     if not chosen:
         return []

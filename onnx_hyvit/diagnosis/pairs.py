@@ -23,8 +23,9 @@ class ActivationPair:
         source: Tensor that is quantized.
         results: Outputs of the DequantizeLinear nodes.
         dequantizers: Positions of these nodes in the graph.
+        factors: Scale of each of these nodes over that of QuantizeLinear: not 1 where a product was folded into it.
         maker: Position of the node that makes ``source``; None for a graph input.
-        low: Smallest value that has a code, float64 scalar or [C].
+        low: Smallest value of ``results[0]`` that has a code, float64 scalar or [C].
         high: Largest value that has a code.
         levels: Number of codes.
         scale: Scale of the codes.
@@ -37,6 +38,7 @@ class ActivationPair:
     source: str
     results: tuple[str, ...]
     dequantizers: tuple[int, ...]
+    factors: tuple[float, ...]
     maker: int | None
     low: np.ndarray
     high: np.ndarray
@@ -100,11 +102,38 @@ def find_pairs(index: GraphIndex) -> list[ActivationPair]:
         codes, limits = _behind_clip(index, node.output[0])
         readers = index.readers.get(codes, [])
         scale = index.value(node.input[1])
-        if not readers or scale is None or any(index.graph.node[i].op_type != "DequantizeLinear" for i in readers):
+        factors = _factors(index, readers, node, scale) if scale is not None else []
+        if scale is None or not factors:
             continue
-        pair = _pair(index, place, readers, scale, limits, found)
+        pair = _pair(
+            index, place, dict(sorted(zip(readers, factors, strict=True), key=_plain_first)), scale, limits, found
+        )
         found.update((name, pair) for name in pair.results)
     return list({id(pair): pair for pair in found.values()}.values())
+
+
+def _plain_first(item: tuple[int, float]) -> bool:
+    return item[1] != 1.0
+
+
+def _factors(index: GraphIndex, readers: list[int], quantize: onnx.NodeProto, scale: np.ndarray) -> list[float]:
+    """Scale of each reader over ``scale``; nothing when a reader is no DequantizeLinear of the same codes."""
+    found = []
+    for reader in readers:
+        node = index.graph.node[reader]
+        other = index.value(node.input[1]) if node.op_type == "DequantizeLinear" else None
+        zeros = [index.value(each.input[2]) if len(each.input) > 2 else None for each in (quantize, node)]
+        if other is None or other.shape != scale.shape or not _same(*zeros):
+            return []
+        ratios = other.astype(np.float64) / scale
+        if not np.allclose(ratios, ratios.flat[0], rtol=1e-5):
+            return []
+        found.append(1.0 if abs(ratios.flat[0] - 1) < 1e-5 else float(ratios.flat[0]))
+    return found
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return (a is None or not a.any()) if b is None else (not b.any() if a is None else np.array_equal(a, b))
 
 
 def _behind_clip(index: GraphIndex, codes: str) -> tuple[str, tuple[int, int] | None]:
@@ -121,7 +150,7 @@ def _behind_clip(index: GraphIndex, codes: str) -> tuple[str, tuple[int, int] | 
 def _pair(
     index: GraphIndex,
     place: int,
-    readers: list[int],
+    readers: dict[int, float],
     scale: np.ndarray,
     limits: tuple[int, int] | None,
     found: dict[str, ActivationPair],
@@ -132,7 +161,8 @@ def _pair(
     dtype = np.dtype(np.uint8) if zero_point is None else zero_point.dtype
     bounds = limits or (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     zero = np.float64(0) if zero_point is None else zero_point.astype(np.float64)
-    low, high = ((bound - zero) * scale.astype(np.float64) for bound in bounds)
+    factor = next(iter(readers.values()))
+    low, high = ((bound - zero) * scale.astype(np.float64) * factor for bound in bounds)
     maker = index.maker.get(node.input[0])
     before = found.get(nodes[maker].input[0]) if maker is not None and nodes[maker].op_type in MOVES else None
     tied = before is not None and np.array_equal(before.scale, scale) and np.array_equal(before.zero_point, zero)
@@ -141,6 +171,7 @@ def _pair(
         source=node.input[0],
         results=tuple(nodes[reader].output[0] for reader in readers),
         dequantizers=tuple(readers),
+        factors=tuple(readers.values()),
         maker=maker,
         low=np.asarray(low),
         high=np.asarray(high),

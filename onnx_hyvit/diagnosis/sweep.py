@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import calibration as calib
 from ..runtime import Progress, Session
 from .losses import OutputLoss
@@ -82,6 +84,11 @@ def best_together(
     return list(_measure(reference, session, source, combinations, progress, "blocks together").values())
 
 
+def first_rows(outputs: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Outputs of the samples alone, where a fixed batch was filled up; outputs without an axis stay."""
+    return {name: value[:count] if value.ndim else value for name, value in outputs.items()}
+
+
 def _measure(
     reference: Session,
     session: SwitchSession,
@@ -93,11 +100,9 @@ def _measure(
     losses = {name: OutputLoss() for name in combinations}
     done, total = 0, len(source) * len(combinations)
     for ids, feeds in source:
-        rows = slice(0, len(ids))
-        expected = {name: value[rows] for name, value in reference.run(feeds).items()}
+        expected = first_rows(reference.run(feeds), len(ids))
         for name, on in combinations.items():
-            found = {key: value[rows] for key, value in session.run(feeds, on).items()}
-            losses[name].update(expected, found)
+            losses[name].update(expected, first_rows(session.run(feeds, on), len(ids)))
             done += len(ids)
             if progress is not None:
                 progress(done, total, text)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime import Session, make_session
-from .ownership import stem_of
+from .ownership import Limits, stem_of
 from .pairs import MOVES, ActivationPair, GraphIndex, WeightCodes
 
 WEIGHTS, ACTIVATIONS, RESIDUALS = "weights", "activations", "residuals"
@@ -48,7 +47,7 @@ class Switchable:
     proto: onnx.ModelProto
     activations: tuple[tuple[ActivationPair, Part], ...]
     weights: tuple[tuple[WeightCodes, Part, np.ndarray | None], ...]
-    limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -76,7 +75,7 @@ def switchable(
     weights: Sequence[WeightCodes],
     originals: Sequence[np.ndarray | None],
     block_of: Sequence[int],
-    limits: Mapping[str, tuple[float | None, float | None]],
+    limits: Mapping[str, Limits],
 ) -> Switchable:
     """Sort pairs and weights into parts.
 
@@ -102,8 +101,8 @@ def switchable(
 
 
 def _absorbed_limits(
-    index: GraphIndex, pairs: Sequence[ActivationPair], limits: Mapping[str, tuple[float | None, float | None]]
-) -> dict[str, tuple[float | None, float | None]]:
+    index: GraphIndex, pairs: Sequence[ActivationPair], limits: Mapping[str, Limits]
+) -> dict[str, Limits]:
     """The pairs whose codes end where a Relu or Clip of the float model does that the int8 model no longer has.
 
     A tensor that the float model does not know under this name, made by a layer and without any code below 0, is taken
@@ -155,7 +154,6 @@ class SwitchSession:
         self.parts = model.parts
         self._names = {part: f"{_PREFIX}_{number}" for number, part in enumerate(self.parts)}
         self._made: dict[str, str] = {}
-        self._plain: dict[str, str] = {}
         proto, outputs = self._build(model, forced)
         self.output_names = [value.name for value in model.proto.graph.output]
         if expose or forced:
@@ -184,61 +182,60 @@ class SwitchSession:
         wanted = self.output_names if outputs is None else outputs
         return self.session.run({**feeds, **switches, **(forced or {})}, wanted)
 
-    def plain(self, pair: ActivationPair) -> str:
-        """Name of the tensor that holds what the float model has there."""
-        return self._plain[pair.source]
-
     def made(self, pair: ActivationPair) -> str:
         """Name of the tensor that holds what the pair makes."""
         return self._made[pair.results[0]]
 
     def _build(self, model: Switchable, forced: bool) -> tuple[onnx.ModelProto, list[str]]:
+        """The model, and the names of all that pairs make."""
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         graph = proto.graph
         del graph.value_info[:]
         ends = {value.name for value in graph.output}
-        behind: dict[int, onnx.NodeProto] = {}
-        limited = {
-            pair.source: _limit(graph, pair, model.limits) for pair in model.pairs if pair.tensor in model.limits
-        }
-        exposed: list[str] = []
+        behind: dict[int, list[onnx.NodeProto]] = {}
         for pair, part in model.activations:
-            for place, result in zip(pair.dequantizers, pair.results, strict=True):
+            plain = pair.source
+            if pair.tensor in model.limits and pair.maker is not None:
+                limit = _limit(graph, pair, model.limits[pair.tensor])
+                behind.setdefault(pair.maker, []).append(limit)
+                plain = limit.output[0]
+            for place, result, factor in zip(pair.dequantizers, pair.results, pair.factors, strict=True):
                 force = forced and result not in ends
                 self._made[result] = f"{result}::made" if force else result
-                plain = limited[pair.source].output[0] if pair.source in limited else pair.source
-                behind[place] = _switch(graph, place, self._names[part], plain, self._made[result])
+                times = [] if factor == 1.0 else [_times(graph, pair, plain, factor, result)]
+                source = times[0].output[0] if times else plain
+                behind[place] = [*times, _switch(graph, place, self._names[part], source, self._made[result])]
                 if force:
                     graph.input.append(helper.make_tensor_value_info(result, pair.element, None))
-            self._plain[pair.source] = limited[pair.source].output[0] if pair.source in limited else pair.source
-            exposed += [self._plain[pair.source], self._made[pair.results[0]]]
         for weight, part, original in model.weights:
             if original is not None:
                 name = f"{weight.result}::float"
                 graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(original), name))
-                behind[weight.dequantizer] = _switch(graph, weight.dequantizer, self._names[part], name, weight.result)
+                node = _switch(graph, weight.dequantizer, self._names[part], name, weight.result)
+                behind[weight.dequantizer] = [node]
         for name in self._names.values():
             graph.input.append(helper.make_tensor_value_info(name, TensorProto.BOOL, []))
-        nodes = []
-        clips = {pair.maker: limited[pair.source] for pair in model.pairs if pair.source in limited}
-        for place, node in enumerate(graph.node):
-            nodes.append(node)
-            if place in clips:
-                nodes.append(clips[place])
-            if place in behind:
-                nodes.append(behind[place])
+        nodes = [each for place, node in enumerate(graph.node) for each in (node, *behind.get(place, ()))]
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(kept)
-        return proto, exposed
+        return proto, list(self._made.values())
 
 
-def _limit(graph: onnx.GraphProto, pair: ActivationPair, limits: Mapping[str, Any]) -> onnx.NodeProto:
+def _times(graph: onnx.GraphProto, pair: ActivationPair, plain: str, factor: float, result: str) -> onnx.NodeProto:
+    """The product that was folded into the scale of a DequantizeLinear."""
+    name = f"{result}::factor"
+    dtype = helper.tensor_dtype_to_np_dtype(pair.element)
+    graph.initializer.append(numpy_helper.from_array(np.array(factor, dtype), name))
+    return helper.make_node("Mul", [plain, name], [f"{result}::product"], f"{result}::times")
+
+
+def _limit(graph: onnx.GraphProto, pair: ActivationPair, limits: Limits) -> onnx.NodeProto:
     """The Relu or Clip that the codes of a pair stand for."""
     names = []
     dtype = helper.tensor_dtype_to_np_dtype(pair.element)
-    for word, bound in zip(("low", "high"), limits[pair.tensor], strict=True):
+    for word, bound in zip(("low", "high"), limits, strict=True):
         names.append("" if bound is None else f"{pair.source}::{word}")
         if bound is not None:
             graph.initializer.append(numpy_helper.from_array(np.array(bound, dtype), names[-1]))

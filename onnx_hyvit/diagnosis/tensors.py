@@ -108,19 +108,18 @@ def _observe(
     feeds: dict[str, np.ndarray],
     axes: dict[str, int | None],
 ) -> None:
-    sources = list(dict.fromkeys(plain.plain(pair) for pair in model.pairs))
     made = [plain.made(row.pair) for row in rows]
-    wanted = list(dict.fromkeys([*sources, *made]))
-    exact = plain.run(feeds, (), wanted)
+    results = [result for pair in model.pairs for result in pair.results]
+    exact = plain.run(feeds, (), results)  # nothing is quantized: what a pair makes is what the float model has there
     quantized = plain.run(feeds, plain.parts, list(dict.fromkeys(made)))
-    forced = {result: exact[plain.plain(pair)] for pair in model.pairs for result in pair.results}
+    forced = {result: exact[result] for result in results}
     forced = {name: value for name, value in forced.items() if name in alone.session.input_names}
     ends = list(dict.fromkeys(alone.made(row.pair) for row in rows))
     weights_only = [part for part in alone.parts if part.kind == WEIGHTS]
     entering = alone.run(feeds, alone.parts, ends, forced)
     by_weights = alone.run(feeds, weights_only, ends, forced)
     for row, name in zip(rows, made, strict=True):
-        values = exact[plain.plain(row.pair)]
+        values = exact[row.pair.results[0]]
         if values.dtype.kind != "f" or not values.size:
             continue
         row.total.update(values, quantized[name])
