@@ -10,6 +10,7 @@ from .switches import ACTIVATIONS, RESIDUALS, WEIGHTS
 WORTH = 0.02  # part of the loss that an option must take away
 BLOCKS_NAMED = 3
 HARMLESS = 1e-3  # nats, or squared error over power (30 dB)
+HARMLESS_DB = 25.0  # of class scores: nearly equal scores have a small divergence whatever happens to them
 _TENSOR_ADVICE = {
     "wide_range": (
         "calibrate again, on more --samples of the images that the model will see and with --recipe gains, mse or "
@@ -91,18 +92,18 @@ def for_kinds(
 
 
 def for_tensors(tensors: list[dict[str, Any]]) -> list[Advice]:
-    """What the causes of the worst tensors ask for, where leaving out their rounding takes away part of the loss."""
+    """What the causes of the worst tensors ask for, where leaving out their rounding takes away part of the loss.
+
+    A range that does not fit is a fault whatever it costs on these samples, and is always named.
+    """
     found = []
     for tensor in tensors:
-        remedies = [
-            (cause["text"], _TENSOR_ADVICE[cause["kind"]])
-            for cause in tensor["causes"]
-            if cause["kind"] in _TENSOR_ADVICE
-        ]
-        if not remedies or (tensor["gain"] or 0) < WORTH:
+        remedies = [cause for cause in tensor["causes"] if cause["kind"] in _TENSOR_ADVICE]
+        gain = tensor["gain"] or 0.0
+        if not remedies or (gain < WORTH and remedies[0]["kind"] != "wide_range"):
             continue
-        text, remedy = remedies[0]
-        text = f"{text} ({100 * tensor['gain']:.0f} % of the loss): {remedy}"
+        share = f" ({100 * gain:.0f} % of the loss)" if gain >= WORTH else ""
+        text = f"{remedies[0]['text']}{share}: {_TENSOR_ADVICE[remedies[0]['kind']]}"
         found.append(Advice(text, "--recipe", tensor["gain"], tensor["block"]))
     return found
 
@@ -117,7 +118,7 @@ def harmless(everything: dict[str, Any]) -> bool:
     agreement = everything["top1_agreement"]
     if agreement is None:
         return everything["loss"] < HARMLESS
-    return agreement > 0.995 and everything["loss"] < HARMLESS
+    return agreement > 0.995 and everything["loss"] < HARMLESS and (everything["sqnr_db"] or 0) > HARMLESS_DB
 
 
 def gain_of(losses: dict[str, Any], everything: dict[str, Any]) -> float:
