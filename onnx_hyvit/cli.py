@@ -251,9 +251,9 @@ def _check_report(path: Path | None, *inputs: str | Path, draws: bool = False) -
     from .report import require_matplotlib
 
     for other in inputs:
-        check_output(path, other)
         if path.absolute() == Path(other).absolute():
             raise OutputError(f"{path}: is another file of this command; choose another name for the report")
+        check_output(path, other)
     check_output(path)
     if draws:
         require_matplotlib()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .. import calibration as calib
+from ..calibration.inputs import fixed_batch
 from ..comparison import ErrorMeter
 from ..runtime import Progress
 from .pairs import ActivationPair, GraphIndex
@@ -90,14 +92,24 @@ def measure_tensors(
     alone = SwitchSession(model, forced=True, threads=threads)
     axes = channel_axes(model, GraphIndex(model.proto.graph))
     done = 0
-    for ids, feeds in source:
+    for count, feeds in _small_batches(source):
         if done >= SAMPLES:
             break
         _observe(model, rows, plain, alone, feeds, axes)
-        done += len(ids)
+        done += count
         if progress is not None:
             progress(min(done, SAMPLES), min(SAMPLES, len(source)), "where error enters")
     return rows
+
+
+def _small_batches(source: calib.Source) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Number of samples and feeds, one sample at a time where the batch is free: every tensor of a run is held."""
+    for ids, feeds in source:
+        if fixed_batch(source.inputs) is not None or len(ids) == 1:
+            yield len(ids), feeds
+        else:
+            for row in range(len(ids)):
+                yield 1, {name: value[row : row + 1] for name, value in feeds.items()}
 
 
 def _observe(
