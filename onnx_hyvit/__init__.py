@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from .api import QuantResult, inspect, quantize
     from .calibration import Preprocess
     from .comparison import compare
+    from .diagnosis import debug
+    from .evidence import compare_for_report
     from .kernel_audit import audit
     from .mobile import MobileConfig, export_mobile
+    from .report import render_report, write_report
     from .static import quantize_static
     from .target_check import check
 
@@ -36,6 +39,10 @@ _LAZY = {
     "inspect": "api",
     "QuantResult": "api",
     "compare": "comparison",
+    "debug": "diagnosis",
+    "compare_for_report": "evidence",
+    "render_report": "report",
+    "write_report": "report",
     "quantize_static": "static",
     "Preprocess": "calibration",
     "MobileConfig": "mobile",
@@ -61,10 +68,14 @@ __all__ = [
     "audit",
     "check",
     "compare",
+    "compare_for_report",
+    "debug",
     "export_mobile",
     "inspect",
     "quantize",
     "quantize_static",
+    "render_report",
+    "write_report",
 ]
 
 

@@ -35,6 +35,7 @@ PreprocessOption = Annotated[
     str | None,
     typer.Option(help="For images: a preset (imagenet, timm-mobilevit, unit, signed, ...) or a TOML/JSON file."),
 ]
+ReportOption = Annotated[Path | None, typer.Option("--report", help="Also write one self-contained HTML page.")]
 SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out unreadable images, naming each.")]
 
 
@@ -77,6 +78,7 @@ def quantize(
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
+    report: ReportOption = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -99,6 +101,7 @@ def quantize(
         settings = load_config(config, overrides) if config else QuantConfig(**overrides)  # type: ignore[arg-type]
         from . import api
 
+        _check_report(report, model, output)
         result = api.quantize(
             model,
             output,
@@ -108,7 +111,9 @@ def quantize(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-    _show({**result.report, "output": str(result.path)}, display.quantized, as_json, quiet)
+        found = {**result.report, "output": str(result.path)}
+        _write_report(report, found)
+    _show(found, display.quantized, as_json, quiet)
 
 
 @app.command()
@@ -135,15 +140,19 @@ def compare(
     runs: Annotated[int, typer.Option(help="Timed runs of each model, taken in turn.")] = 30,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
+    report: ReportOption = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Compare FLOAT and INT8: accuracy, agreement, error along the graph, size, latency, kernels."""
     with _errors(verbose), _progress(quiet or as_json) as progress:
-        from .comparison import compare as run_compare
-
-        report = run_compare(
+        _check_report(report, float_model, int8_model, draws=True)
+        if report is None:
+            from .comparison import compare as run_compare
+        else:
+            from .evidence import compare_for_report as run_compare
+        result = run_compare(
             float_model,
             int8_model,
             data,
@@ -156,13 +165,49 @@ def compare(
             skip_unreadable=skip_unreadable,
             progress=progress,
         )
-    _show(report, display.compared, as_json, quiet)
+        _write_report(report, result)
+    _show(result, display.compared, as_json, quiet)
+
+
+@app.command()
+def debug(
+    float_model: Annotated[str, typer.Argument(metavar="FLOAT", help="Float ONNX model.")],
+    int8_model: Annotated[str, typer.Argument(metavar="INT8", help="QDQ model made from it, by any tool.")],
+    data: Annotated[Path, typer.Option(help="Folder of images, .npz or .npy.")],
+    samples: Annotated[int, typer.Option(help="Samples at most.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    preprocess: PreprocessOption = None,
+    skip_unreadable: SkipOption = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Tell where INT8 loses accuracy, block by block and tensor by tensor, and what to do about it."""
+    with _errors(verbose), _progress(quiet or as_json) as progress:
+        from .diagnosis import debug as run_debug
+
+        result = run_debug(
+            float_model,
+            int8_model,
+            data,
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            preprocess=preprocess,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
+        )
+    from .display_debug import debugged
+
+    _show(result, debugged, as_json, quiet)
 
 
 @app.command()
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to keep the int8 model in.")] = None,
     models: Annotated[Path | None, typer.Option(help="Folder with the demo's model and images.")] = None,
+    report: ReportOption = None,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -170,8 +215,59 @@ def demo(
     with _errors(verbose), _progress(as_json) as progress:
         from .demo import run_demo
 
-        report = run_demo(output, models, progress=progress, say=None if as_json else display.say)
-    _show(report, display.demonstrated, as_json, False)
+        _check_report(report, draws=True)
+        result = run_demo(
+            output, models, progress=progress, evidence=report is not None, say=None if as_json else display.say
+        )
+        _write_report(report, result)
+    _show(result, display.demonstrated, as_json, False)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULT.json", help="What quantize, compare, debug or demo print with --json."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write the page; default: first RESULT with .html.")
+    ] = None,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Write one HTML page about one or more RESULTs of the same model."""
+    with _errors(verbose):
+        from .report import read_results, write_report
+
+        destination = output or results[0].with_suffix(".html")
+        _check_report(destination, *results)
+        write_report(destination, read_results(results))
+    if not quiet:
+        display.say(f"Written {destination}")
+
+
+def _check_report(path: Path | None, *inputs: str | Path, draws: bool = False) -> None:
+    """Refuse a page that cannot be written, before the work that it is about."""
+    if path is None:
+        return
+    from .api import check_output
+    from .errors import OutputError
+    from .report import require_matplotlib
+
+    for other in inputs:
+        if path.absolute() == Path(other).absolute():
+            raise OutputError(f"{path}: is another file of this command; choose another name for the report")
+        check_output(path, other)
+    check_output(path)
+    if draws:
+        require_matplotlib()
+
+
+def _write_report(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        from .report import write_report
+
+        write_report(path, [result])
 
 
 def _show(report: dict[str, Any], render: Callable[[dict[str, Any]], None], as_json: bool, quiet: bool) -> None:

@@ -21,6 +21,8 @@ from .validate import compare_fused, find_saturation
 SQNR_CAP = 200.0
 TENSOR_SAMPLES = 8
 Progress = Callable[[int, int, str], None]
+Arrays = dict[str, np.ndarray]
+Watch = Callable[[calib.Source, Sequence[Any], Arrays, Arrays, Arrays, Sequence[int] | None], None]
 
 
 class ErrorMeter:
@@ -34,10 +36,10 @@ class ErrorMeter:
         """Take in a pair of arrays of the same shape."""
         a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
         difference = a - b
-        self.signal += float(a @ a)
-        self.other += float(b @ b)
-        self.dot += float(a @ b)
-        self.noise += float(difference @ difference)
+        self.signal += _dot(a, a)
+        self.other += _dot(b, b)
+        self.dot += _dot(a, b)
+        self.noise += _dot(difference, difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
     @property
@@ -54,6 +56,11 @@ class ErrorMeter:
         """Cosine of the two tensors, 1.0 when both are zero."""
         norm = np.sqrt(self.signal * self.other)
         return float(self.dot / norm) if norm > 0 and np.isfinite(norm) else float(self.noise == 0.0)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of products in this thread: BLAS wakes all cores for it, and its result depends on their number."""
+    return float(np.einsum("i,i->", a, b))
 
 
 class _Scores:
@@ -98,6 +105,7 @@ def compare(
     preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
     skip_unreadable: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Compare two models with the same inputs and outputs.
 
@@ -113,6 +121,7 @@ def compare(
         preprocess: For images, as for ``quantize``.
         skip_unreadable: Leave out unreadable images.
         progress: Called as ``progress(done, total, text)``.
+        watch: Called with the data and, for each batch, sample ids, feeds, float outputs, int8 outputs and labels.
 
     Returns:
         Plain values: ``outputs`` (name -> ``sqnr_db``, ``cosine``), ``top1_agreement`` (0 to 1; None without class
@@ -124,7 +133,7 @@ def compare(
         CalibrationError: The data cannot be used.
     """
     (reference, float_name), (quantized, int8_name) = read_proto(float_model), read_proto(int8_model)
-    _check_pair(reference, quantized, float_name, int8_name)
+    check_pair(reference, quantized, float_name, int8_name)
     if isinstance(preprocess, (str, os.PathLike)):
         preprocess = calib.load_preprocess(preprocess)
     source = calib.open_source(
@@ -141,7 +150,7 @@ def compare(
         "float": make_session(reference, threads=threads),
         "int8": make_session(quantized, threads=threads, exact_sums=False),
     }
-    meters, scores = _run_both(sessions, source, truth, progress)
+    meters, scores = _run_both(sessions, source, truth, progress, watch)
     feeds = next(iter(source))[1]
     saturation = find_saturation(quantized, feeds, threads=threads)
     fused = compare_fused(quantized, feeds)
@@ -173,9 +182,18 @@ def compare(
     }
 
 
-def _check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_name: str, int8_name: str) -> None:
+def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_name: str, int8_name: str) -> None:
+    """Refuse two models whose inputs or outputs differ.
+
+    Raises:
+        ModelError: Names both.
+    """
     for kind in ("input", "output"):
-        names = [[value.name for value in getattr(proto.graph, kind)] for proto in (reference, quantized)]
+        constants = {tensor.name for proto in (reference, quantized) for tensor in proto.graph.initializer}
+        names = [
+            [value.name for value in getattr(proto.graph, kind) if kind == "output" or value.name not in constants]
+            for proto in (reference, quantized)
+        ]
         if set(names[0]) != set(names[1]):
             raise ModelError(
                 f"{int8_name}: its {kind}s are {names[1]}, those of {float_name} are {names[0]}; "
@@ -184,7 +202,11 @@ def _check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_na
 
 
 def _run_both(
-    sessions: dict[str, Session], source: calib.Source, truth: dict[str, int] | np.ndarray | None, progress: Any
+    sessions: dict[str, Session],
+    source: calib.Source,
+    truth: dict[str, int] | np.ndarray | None,
+    progress: Any,
+    watch: Watch | None,
 ) -> tuple[dict[str, ErrorMeter], _Scores]:
     names = sessions["float"].output_names
     meters = {name: ErrorMeter() for name in names}
@@ -201,6 +223,8 @@ def _run_both(
         first = expected[names[0]]
         if first.ndim >= 2 and first.shape[-1] > 1:
             scores.update(first, found[names[0]], _labels_of(ids, truth))
+        if watch is not None:
+            watch(source, ids, feeds, expected, found, _labels_of(ids, truth))
         done += len(ids)
         if progress is not None:
             progress(done, len(source), "comparing")
@@ -230,8 +254,8 @@ def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source
     if not pairs:
         return []
     sessions = (
-        make_session(_exposing(reference, list(pairs)), optimize=False),
-        make_session(_exposing(quantized, list(pairs.values())), optimize=False),
+        make_session(exposing(reference, list(pairs)), optimize=False),
+        make_session(exposing(quantized, list(pairs.values())), optimize=False),
     )
     meters = {name: ErrorMeter() for name in pairs}
     for done, (_, feeds) in enumerate(source):
@@ -280,7 +304,8 @@ def _dequantized(name: str, readers: dict[str, list[onnx.NodeProto]]) -> str:
     return name
 
 
-def _exposing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def exposing(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy of ``proto`` that also gives out the tensors of these names."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     present = {output.name for output in copy.graph.output}

@@ -15,6 +15,7 @@ from .calibration import InputInfo, Preprocess, load_preprocess
 from .comparison import compare
 from .config import QuantConfig
 from .errors import ModelError
+from .evidence import compare_for_report
 from .runtime import Progress, sums_saturate
 
 MODEL = "fashion_mobilevit_xxs.onnx"
@@ -48,6 +49,7 @@ def run_demo(
     config: QuantConfig | None = None,
     samples: int = COMPARED,
     progress: Progress | None = None,
+    evidence: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Quantize the demo's model, compare it with the float one on labelled images it has not seen.
@@ -58,6 +60,7 @@ def run_demo(
         config: Settings; the defaults with the target for this processor when None.
         samples: Test images to compare on, at most 2000.
         progress: Called as ``progress(done, total, text)``.
+        evidence: Also collect what a report page shows, see ``evidence.compare_for_report``.
         say: Called with a line for a person now and then.
 
     Returns:
@@ -80,7 +83,8 @@ def run_demo(
             config=config,
             progress=progress,
         )
-        comparison = compare(
+        measure = compare_for_report if evidence else compare
+        comparison = measure(
             folder / MODEL,
             destination,
             {INPUT: to_arrays(test, preprocess)},

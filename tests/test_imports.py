@@ -46,13 +46,18 @@ MAY_IMPORT = {
     "cli_deploy": {"display_deploy", "mobile", "target_check"},
     "mobile": {"graph", "runtime"},
     "target_check": {"graph", "kernel_audit", "targets", "validate"},
+    "diagnosis": {"blocks", "calibration", "comparison", "graph", "passes", "runtime", "validate"},
+    "evidence": {"calibration", "comparison", "diagnosis", "graph", "numerics", "runtime"},
+    "report": {"graph"},
+    "display_debug": {"display"},
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
-    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
-    "rich": {"display", "display_deploy"},
+    "rich": {"display", "display_deploy", "display_debug"},
     "typer": {"cli", "cli_deploy"},
+    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis"},
+    "matplotlib": {"report"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
 

@@ -5,5 +5,6 @@ from .open import open_source
 from .preprocess import Preprocess
 from .presets import PRESETS, load_preprocess
 from .sources import Source
+from .thumbnail import thumbnail
 
-__all__ = ["PRESETS", "InputInfo", "Preprocess", "Source", "inputs_of", "load_preprocess", "open_source"]
+__all__ = ["PRESETS", "InputInfo", "Preprocess", "Source", "inputs_of", "load_preprocess", "open_source", "thumbnail"]

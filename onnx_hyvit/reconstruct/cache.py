@@ -36,10 +36,8 @@ def run_key(*parts: bytes | str | Mapping[str, Any]) -> str:
     """Hash of everything that decides the results of a run: 64 hex digits."""
     digest = hashlib.sha256()
     for part in parts:
-        data = (
-            part if isinstance(part, bytes) else (part if isinstance(part, str) else json.dumps(part, sort_keys=True))
-        )
-        encoded = data if isinstance(data, bytes) else data.encode()
+        text = part if isinstance(part, (bytes, str)) else json.dumps(part, sort_keys=True)
+        encoded = text if isinstance(text, bytes) else text.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
 
@@ -117,7 +115,8 @@ def _unpack(arrays: Mapping[str, np.ndarray]) -> BlockResult:
     return BlockResult(
         about["name"],
         about["kind"],
-        *about["errors"],
+        about["errors"][0],
+        about["errors"][1],
         qparams,
         {name: arrays[f"parameter_{index}"] for index, name in enumerate(about["parameters"])},
         tuple(ranges),

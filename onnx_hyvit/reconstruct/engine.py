@@ -112,7 +112,7 @@ def reconstruct(
     layers = find_layers(model, plan, shapes)
     sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads)
     start = (dict(sweep.qparams), dict(sweep.parameters))
-    results = []
+    results: list[BlockResult] = []
     for result in sweep.run(blocks, cache.load if cache else lambda index: None):
         if cache is not None:
             cache.store(len(results), result)

@@ -1,0 +1,163 @@
+"""What is known of each block: error, what stayed float and why, choices, reconstruction, sensitivity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .blocks import BlockFacts
+from .charts import kind_class
+from .html import Markup, code, element
+from .results import Results
+from .sections import table
+from .values import count, decibel, mapping, mappings, number, percent, plain, text
+
+OPEN_BLOCKS = 3
+TENSORS_SHOWN = 6
+CHOICES_SHOWN = 24
+_KNOWN = ("name", "kind", "error_before", "error_after", "choices")
+_SIDES = {"consumer": "absorbed by the layer that reads it", "producer": "absorbed by the layer that makes it"}
+
+
+def block_section(results: Results, blocks: list[BlockFacts]) -> Markup | None:
+    """One entry for each block; the worst ones are open (in print all are)."""
+    if not blocks:
+        return None
+    measured = [block for block in blocks if block.sqnr_db is not None]
+    worst = {id(block) for block in sorted(measured, key=lambda block: block.sqnr_db or 0.0)[:OPEN_BLOCKS]}
+    entries = [_entry(block, place, id(block) in worst) for place, block in enumerate(blocks)]
+    return element("section", element("h2", "Block by block"), _reconstruction_note(results), *entries)
+
+
+def _entry(block: BlockFacts, place: int, opened: bool) -> Markup:
+    facts: list[tuple[str, Any]] = [
+        ("nodes", f"{block.nodes}; {count(block.params)} parameters, {count(block.macs)} MACs"),
+    ]
+    if block.int8_kernels is not None:
+        facts.append(("heavy kernels", f"{block.int8_kernels} in int8, {block.float_kernels} in float"))
+    if block.sqnr_db is not None:
+        where = "at its end" if block.at_end else "at its worst tensor; its end has another form in the int8 model"
+        facts.append(("error", f"{decibel(block.sqnr_db)} SQNR {where}"))
+    facts += _sensitivity(block.sensitivity)
+    if block.reasons:
+        lines = [element("li", f"{number_} x {reason}") for reason, number_ in block.reasons.most_common()]
+        facts.append(("left float", element("ul", *lines)))
+    if block.choices:
+        lines = [element("li", code(text(choice.get("tensor"))), f": {_choice(choice)}") for choice in block.choices]
+        facts.append(("a scale per channel", element("ul", *lines[:CHOICES_SHOWN])))
+    facts += _reconstruction(block.reconstruction)
+    if block.tensors:
+        lines = [
+            element("li", code(text(row.get("name"))), f" ({text(row.get('op'))}): {decibel(row.get('sqnr_db'))}")
+            for row in block.tensors[:TENSORS_SHOWN]
+        ]
+        facts.append(("worst tensors", element("ul", *lines)))
+    terms = [[element("dt", term), element("dd", value)] for term, value in facts]
+    error = "" if block.sqnr_db is None else f", {decibel(block.sqnr_db)}"
+    head = element("summary", element("h3", block.name), element("span", f" {block.kind}{error}", class_="muted"))
+    return element(
+        "details", head, element("dl", *terms), id=f"block-{place}", class_=kind_class(block.kind), open=opened
+    )
+
+
+def _choice(choice: dict[str, Any]) -> str:
+    side = _SIDES.get(text(choice.get("side")), text(choice.get("side")))
+    fold = text(choice.get("fold"))
+    return f"{side} ({fold})" if side and fold else side or fold or "chosen"
+
+
+def _sensitivity(entry: dict[str, Any]) -> list[tuple[str, Any]]:
+    if not entry:
+        return []
+    without, alone = mapping(entry.get("without")), mapping(entry.get("alone"))
+    gain, loss = number(entry.get("gain")), number(alone.get("loss"))
+    agreement, agreement_alone = (number(side.get("top1_agreement")) for side in (without, alone))
+    lines = []
+    if gain is not None:
+        more = "" if agreement is None else f" (agreement {percent(agreement, 1)})"
+        change = f"{100 * gain:.1f} % of the loss is gone" if gain >= 0 else f"the loss is {-100 * gain:.1f} % larger"
+        lines.append(element("li", f"float, all else int8: {change}{more}"))
+    if loss is not None:
+        more = "" if agreement_alone is None else f" (agreement {percent(agreement_alone, 1)})"
+        lines.append(element("li", f"int8, all else float: loss {loss:.3g}{more}"))
+    return [("sensitivity", element("ul", *lines))] if lines else []
+
+
+def _reconstruction(entry: dict[str, Any]) -> list[tuple[str, Any]]:
+    if not entry:
+        return []
+    facts: list[tuple[str, Any]] = []
+    before, after = number(entry.get("error_before")), number(entry.get("error_after"))
+    if before is not None and after is not None:
+        change = f", {100 * (before - after) / before:.0f} % less" if before > 0 else ""
+        facts.append(("reconstruction", f"error {before:.4g} before, {after:.4g} after{change}"))
+    choices = mappings(entry.get("choices"))[:CHOICES_SHOWN]
+    if choices:
+        rows = [
+            [code(text(choice.get("tensor"), "?"))]
+            + [text(choice.get(key), "-") for key in ("granularity", "scheme", "fold")]
+            + [plain({key: value for key, value in choice.items() if key not in _CHOICE_KEYS}) or "-"]
+            for choice in choices
+        ]
+        facts.append(("choices", table(("tensor", "granularity", "scheme", "fold", "more"), rows, numeric=())))
+    extra = {key: value for key, value in entry.items() if key not in _KNOWN}
+    if extra:
+        facts.append(("more", plain(extra)))
+    return facts
+
+
+_CHOICE_KEYS = ("tensor", "granularity", "scheme", "fold")
+
+
+def _reconstruction_note(results: Results) -> Markup | None:
+    """What the whole reconstruction did, and blocks that it names differently."""
+    found = mapping(results.quantize.get("reconstruction"))
+    if not found:
+        return None
+    known = {text(block.get("name")) for block in results.blocks}
+    others = [entry for entry in mappings(found.get("blocks")) if text(entry.get("name")) not in known]
+    lines = [f"Reconstruction, errors weighted by {text(found.get('weighting'), 'an unnamed method')}."]
+    lines += [f"{key}: {plain(value)}." for key, value in found.items() if key not in ("weighting", "blocks")]
+    rows = [
+        [
+            code(text(entry.get("name"), "?")),
+            text(entry.get("kind"), "-"),
+            plain(number(entry.get("error_before"))),
+            plain(number(entry.get("error_after"))),
+        ]
+        for entry in others
+    ]
+    return element(
+        "div",
+        element("p", " ".join(lines), class_="muted"),
+        table(("block", "kind", "before", "after"), rows, numeric=(2, 3)) if rows else None,
+    )
+
+
+def advice_section(results: Results) -> Markup | None:
+    """What ``debug`` found: advice, and tensors where error enters."""
+    advice = mappings(results.debug.get("advice"))
+    tensors = mappings(results.debug.get("tensors"))[:12]
+    if not advice and not tensors:
+        return None
+    lines = [element("li", text(line.get("text"))) for line in advice if text(line.get("text"))]
+    rows = [
+        [
+            code(text(row.get("name"))),
+            f"{text(row.get('op'))} in {text(row.get('block'), '?')}",
+            decibel(row.get("entering_db")),
+            decibel(row.get("sqnr_db")),
+            "; ".join(text(cause.get("text")) for cause in mappings(row.get("causes"))) or "-",
+        ]
+        for row in tensors
+    ]
+    return element(
+        "section",
+        element("h2", "Remedies"),
+        element("ol", *lines) if lines else None,
+        [
+            element("h3", "Where error enters"),
+            table(("tensor", "made by", "entering", "in the model", "why"), rows, numeric=(2, 3)),
+        ]
+        if rows
+        else None,
+    )
