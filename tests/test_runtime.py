@@ -1,11 +1,13 @@
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper, parser
 
 from onnx_hyvit.errors import CalibrationError, ConfigError, ModelError
 from onnx_hyvit.numerics import Histogram, MinMax
 from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model
+from onnx_hyvit.runtime.unshare import unshare_weights
 
 
 def model(opset=18):
@@ -228,3 +230,21 @@ def test_timings_take_turns(values):
     assert [set(calls[i : i + 2]) for i in range(0, 10, 2)] == [{"a", "b"}] * 5
     with pytest.raises(ConfigError, match="runs must be"):
         benchmark({}, {}, runs=0)
+
+
+def test_a_weight_that_two_layers_read_is_no_obstacle_to_exact_sums():
+    text = """<ir_version: 9, opset_import: ["" : 20]> g (float[1,16] x) => (float[1,16] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) w = DequantizeLinear(v, s)
+        a = MatMul(d, w) aq = QuantizeLinear(a, t, z) ad = DequantizeLinear(aq, t, z)
+        b = MatMul(ad, w) bq = QuantizeLinear(b, t, z) y = DequantizeLinear(bq, t, z) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    values = {"s": np.float32(0.02), "z": np.uint8(128), "t": np.float32(0.5), "v": rng.integers(-127, 127, (16, 16))}
+    values["v"] = values["v"].astype(np.int8)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in values.items())
+    feeds = {"x": rng.standard_normal((1, 16)).astype(np.float32)}
+    exact, found = (make_session(proto, optimize=level).run(feeds)["y"] for level in ("none", "all"))
+    np.testing.assert_allclose(found, exact, atol=0.51)
+    own = unshare_weights(proto)
+    assert [node.op_type for node in own.graph.node].count("DequantizeLinear") == 6
+    np.testing.assert_array_equal(make_session(own, optimize="none").run(feeds)["y"], exact)

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_model
 
 from ..errors import ConfigError, ModelError
+from .unshare import SHARED_WEIGHT, UNSHARED, unshare_weights
 
 OptimizationLevel = Literal["none", "basic", "extended", "layout", "all"]
 ModelSource = onnx.ModelProto | bytes | str | os.PathLike[str]
@@ -187,7 +188,24 @@ def make_session(
                 name,
             )
         except Exception as error:
-            raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(error)})") from error
+            failure = error
+    if exact_sums and SHARED_WEIGHT in str(failure) and not name.endswith(UNSHARED):
+        return make_session(
+            unshare_weights(model),
+            threads=threads,
+            optimize=optimize,
+            log_level=log_level,
+            name=name + UNSHARED,
+            config=config,
+            save_optimized=save_optimized,
+            external_folder=external_folder or _folder_of(model),
+            disabled_optimizers=disabled_optimizers,
+        )
+    raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(failure)})") from failure
+
+
+def _folder_of(model: ModelSource) -> Path | None:
+    return Path(model).parent if isinstance(model, (str, os.PathLike)) else None
 
 
 def _options(

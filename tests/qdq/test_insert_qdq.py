@@ -98,9 +98,10 @@ def test_narrow_codes_are_clipped_in_their_container():
     _, proto, feeds = quantize(model, activation_bits=6, weight_bits=4)
     stored = initializers(proto)
     assert np.abs(stored["w_quantized"]).max() == 7
-    assert stored["c_code_max"] == 63 and stored["c_code_max"].dtype == np.uint8
-    codes = run_codes(proto, "y_Clip_Output", feeds)
+    assert stored["x_code_max"] == 63 and stored["x_code_max"].dtype == np.uint8
+    codes = run_codes(proto, "x_Clip_Output", feeds)
     assert codes.max() == 63 and codes.min() == 0
+    assert "c_code_max" not in stored  # no layer reads it: 8 bits
     assert audit(proto).counts["int8"] == 1
 
 
