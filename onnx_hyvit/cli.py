@@ -14,7 +14,7 @@ import typer
 
 from . import display
 from .config import QuantConfig, load_config
-from .errors import HyvitError
+from .errors import HyvitError, printable
 from .recipes import RECIPES
 from .version import __version__
 
@@ -177,12 +177,19 @@ def _show(report: dict[str, Any], render: Callable[[dict[str, Any]], None], as_j
         render(report)
 
 
+class _PrintableLine(logging.Formatter):
+    """The message alone, on one line without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
+
+
 @contextmanager
 def _errors(verbose: bool) -> Iterator[None]:
     """Print our errors as one line and exit with 2; Ctrl-C exits with 130; anything else is a bug, and exits with 1."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableLine())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
     try:
         yield
     except HyvitError as error:
@@ -200,7 +207,7 @@ def _errors(verbose: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     raise typer.Exit(code)
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checked import check_field_types, read_toml
 from .errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - the same module under its old name
-    import tomli as tomllib
 
 RESIDUALS = ("auto", "float", "int8")
 OPSETS = range(17, 24)
+MAX_THREADS = 1024
 _BITS = re.compile(r"w(\d+)a(\d+)")
 
 
@@ -39,7 +35,7 @@ class QuantConfig:
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
         batch_size: Samples in one calibration run when the model's batch is free, at least 1.
-        threads: Threads that ONNX Runtime may use, at least 1.
+        threads: Threads that ONNX Runtime may use, 1 to 1024.
         opset: Opset of the result, 17 to 23; a model that is already higher keeps its own.
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
         activation_type: ``uint8`` or ``int8`` instead of the target's; None keeps it.
@@ -80,8 +76,13 @@ class QuantConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed must be a whole number of at least 0, found {self.seed!r}")
+        if self.threads > MAX_THREADS:
+            raise ConfigError(f"threads must be at most {MAX_THREADS}, found {self.threads}")
+        if isinstance(self.float_nodes, str) or not isinstance(self.float_nodes, Iterable):
+            raise ConfigError(f"float_nodes must be a list of node names, found {self.float_nodes!r}")
         object.__setattr__(self, "float_nodes", tuple(self.float_nodes))
         self._parse_bits()
+        check_field_types(self)
 
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
@@ -134,17 +135,3 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         ConfigError: The file is missing, is not TOML, or holds a bad setting.
     """
     return config_from_mapping({**read_toml(Path(path)), **(overrides or {})}, str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file.
-
-    Raises:
-        ConfigError: The file is missing or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error})") from error
