@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check results ocr bench-calibration clean
+.PHONY: demo test test-slow check results ocr bench-calibration fuzz clean
 
 $(VENV)/.test: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -56,6 +56,11 @@ MODEL ?= models/fashion_mobilevit_xxs.onnx
 bench-calibration: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/bench_calibration.py $(MODEL) | tee tools/results/calibration.txt
+
+## Damaged models, images, arrays and settings against the command line: how the runs end (about half an hour on two cores).
+FUZZ_COUNT ?= 300
+fuzz: $(VENV)/.test
+	$(BIN)/python tools/fuzz.py --count $(FUZZ_COUNT) --json tools/results/fuzz.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

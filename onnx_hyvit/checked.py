@@ -17,7 +17,8 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - the same module under its old name
     import tomli as tomllib
 
-MAX_TEXT_BYTES = 256 << 10  # settings are a few hundred bytes; parsers take quadratic time on some long files
+MAX_TEXT_BYTES = 256 << 10  # settings are a few hundred bytes
+MAX_DOTS = 2000  # in a line: TOML parsers take memory that grows with the square of a dotted key's length
 
 
 def check_field_types(settings: Any, error: type[HyvitError] = ConfigError) -> None:
@@ -85,6 +86,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, too large, not TOML, or nested too deeply.
     """
     text = read_text(path)
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise ConfigError(f"{path}: not a TOML file of settings (a line with more than {MAX_DOTS} dots)")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -21,10 +21,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import rich.progress  # noqa: F401 - loaded once, for all children
 from fuzzing.cases import KINDS, Case, write_case
 from fuzzing.sandbox import Outcome, finish, start, stop, wait_any
@@ -117,7 +117,7 @@ def summarise(cases: Sequence[Case], results: Sequence[Outcome], options: argpar
     return {
         "onnx_hyvit": __version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": version("onnxruntime"),
         "seed": options.seed,
         "seconds_per_case": options.seconds,
         "memory_per_case": options.memory,

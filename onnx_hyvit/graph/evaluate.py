@@ -81,7 +81,7 @@ def _output_bytes(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> in
     for name, array in feeds.items():
         if array.nbytes <= _READ_BY_INFERENCE:
             with_values.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
-    inferred = onnx.shape_inference.infer_shapes(with_values, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(with_values)
     total = 0
     for value in inferred.graph.output:
         dims = value.type.tensor_type.shape.dim

@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, OutputError
+from ..inference import propagate_shapes
 from .external_data import check_external_data, check_no_external_data
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints to standard output, names from the model included
@@ -293,7 +294,7 @@ def _name_nodes(graph: gs.Graph) -> None:
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """ONNX shape inference with data propagation; the model comes back unchanged where inference fails."""
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return propagate_shapes(proto)
     except Exception:
         return proto
 
