@@ -29,7 +29,7 @@ from .passes.layout import LAYOUT
 from .placement import Plan, make_plan
 from .recipes import find_recipe
 from .reconstruct import choose_granularity
-from .runtime import Progress, observe
+from .runtime import Progress, observe, samples_that_fit
 from .targets import Target, load_target
 from .validate import validate
 from .version import __version__
@@ -104,15 +104,21 @@ def quantize(
     plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
+    _limit_memory(prepared, plan, source, config)
+    half = config.max_memory // 2 if config.max_memory else None
     granularity = None
     if recipe.gains:
         powers = observe(model_to_proto(prepared.model)).powers
-        granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
+        granularity = choose_granularity(
+            prepared.model, plan, source, threads=config.threads, max_memory=half, progress=progress
+        )
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
         plan = _plan(prepared, target, config, kept)
     proto = model_to_proto(prepared.model)
-    qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
+    qparams = activation_qparams(
+        proto, plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
+    )
     qparams |= weight_scales(prepared.model, plan, recipe)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
     findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
@@ -190,6 +196,13 @@ def _plan(prepared: Prepared, target: Target, config: QuantConfig, float_nodes: 
         residual=config.residual,
         float_nodes=float_nodes,
     )
+
+
+def _limit_memory(prepared: Prepared, plan: Plan, source: calib.Source, config: QuantConfig) -> None:
+    """Make the batches of ``source`` so small that their activations fit into ``config.max_memory``."""
+    if config.max_memory is not None:
+        proto = model_to_proto(prepared.model)
+        source.limit_batch(samples_that_fit(proto, prepared.shapes, plan.activations, config.max_memory))
 
 
 def open_calibration(

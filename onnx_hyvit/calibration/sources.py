@@ -72,6 +72,11 @@ class Source(ABC):
         self._hash(digest)
         return digest.hexdigest()
 
+    def limit_batch(self, samples: int) -> None:
+        """Use batches of at most ``samples`` from now on, where the model leaves its batch free."""
+        if self.batch_size > samples and fixed_batch(self.inputs) is None:
+            self.batch_size = max(1, samples)
+
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)

@@ -148,6 +148,7 @@ def make_session(
     save_optimized: str | os.PathLike[str] | None = None,
     external_folder: str | os.PathLike[str] | None = None,
     exact_sums: bool = True,
+    arena: bool = True,
 ) -> Session:
     """A CPU session.
 
@@ -162,12 +163,14 @@ def make_session(
         external_folder: Where a model in memory finds its external data.
         exact_sums: Whether int8 sums are exact on every processor; False is the session that a user gets by default,
             whose sums can saturate on x86 without VNNI.
+        arena: Keep freed memory for the next run; False gives it back to the system.
 
     Raises:
         RuntimeFailure: The model cannot be loaded.
         ConfigError: An option is out of range.
     """
     options = _options(threads, optimize, log_level, {**(EXACT_SUMS if exact_sums else {}), **(config or {})})
+    options.enable_cpu_mem_arena = arena
     if save_optimized is not None:
         options.optimized_model_filepath = os.fspath(save_optimized)
     if external_folder is not None:
