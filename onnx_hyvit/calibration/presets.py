@@ -78,6 +78,8 @@ def _read_json(path: Path) -> Any:
 def _from_mapping(data: Mapping[str, Any]) -> Preprocess:
     if "pretrained_cfg" in data or {"input_size", "interpolation"} <= data.keys():
         return _from_timm(data.get("pretrained_cfg", data))
+    if isinstance(data.get("image_processor"), Mapping):  # processor_config.json of transformers
+        return _from_transformers(data["image_processor"])
     if any(key in data for key in ("image_mean", "do_resize", "do_rescale", "image_processor_type")):
         return _from_transformers(data)
     return _from_flat(data)

@@ -202,9 +202,14 @@ def _npz_for(folder: Path, model: Path) -> Path:
             arrays[value.name] = rng.standard_normal(sizes).astype(dtype)
         except Exception:  # no such type
             arrays[value.name] = rng.standard_normal(sizes).astype(np.float32)
-    arrays = {name: value for name, value in arrays.items() if name and "\x00" not in name and "/" not in name}
+    arrays = {name: value for name, value in arrays.items() if is_file_name(name)}
     np.savez(path, **{name[:100]: value for name, value in (arrays or {"x": np.zeros((2, 3), "f")}).items()})
     return path
+
+
+def is_file_name(name: object) -> bool:
+    """Whether an input's name can be a member of an .npz; damaged names are bytes, empty, or paths."""
+    return isinstance(name, str) and bool(name) and not set(name) & set("\0/")
 
 
 def _damage_npz(path: Path, rng: np.random.Generator) -> None:
