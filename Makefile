@@ -57,8 +57,8 @@ bench-calibration: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/bench_calibration.py $(MODEL) | tee tools/results/calibration.txt
 
-## Damaged models, images, arrays and settings against the command line: how the runs end (about half an hour on two cores).
-FUZZ_COUNT ?= 300
+## Damaged models, images, arrays and settings against the command line: how the runs end (about ten minutes on two cores).
+FUZZ_COUNT ?= 100
 fuzz: $(VENV)/.test
 	$(BIN)/python tools/fuzz.py --count $(FUZZ_COUNT) --json tools/results/fuzz.json
 
