@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check results ocr bench-calibration clean
+.PHONY: demo test test-slow check results ocr bench-calibration fuzz faults dist check-dist docs clean
 
 $(VENV)/.test: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -79,6 +79,29 @@ interop-test: interop-install
 bench-weights: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/bench_weight_types.py --json tools/results/weight_types.json $(BENCH)
+## Damaged models, images, arrays and settings against the command line: how the runs end (about ten minutes on two cores).
+FUZZ_COUNT ?= 100
+fuzz: $(VENV)/.test
+	$(BIN)/python tools/fuzz.py --count $(FUZZ_COUNT) --json tools/results/fuzz.json
+
+## Kill, interrupt and starve quantize; what --max-memory does (about five minutes).
+faults: $(VENV)/.test
+	$(BIN)/python tools/inject_faults.py --json tools/results/faults.json
+
+## Wheel and sdist into dist/.
+dist: $(VENV)/.test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dist]"
+	rm -rf dist build/lib
+	$(BIN)/python -m build --outdir dist .
+
+## Install both into an empty environment of each Python found, quantize with them, and resolve every extra.
+check-dist: dist
+	$(BIN)/python tools/check_dist.py --dry-run-extras
+
+## The API reference, from the docstrings, into build/docs.
+docs: $(VENV)/.test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/python -m pdoc --docformat google -o build/docs onnx_hyvit
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

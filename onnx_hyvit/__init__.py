@@ -7,7 +7,11 @@ result = onnx_hyvit.quantize("model.onnx", "model_int8.onnx", calibration="image
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime 1.32 and later send usage data unless this is set before it is loaded; set it to 0 to let them
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from .config import QuantConfig
 from .errors import (

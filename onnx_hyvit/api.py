@@ -37,7 +37,7 @@ from .reconstruct import (
     run_key,
     write_parameters,
 )
-from .runtime import Progress, observe
+from .runtime import Progress, observe, samples_that_fit
 from .targets import Target, check_target, load_target
 from .validate import Finding, validate
 from .version import __version__
@@ -114,15 +114,21 @@ def quantize(
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
     if recipe.reconstruction is not None and give_biases(prepared.model, plan):
         plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
+    _limit_memory(prepared, plan, source, config)
+    half = config.max_memory // 2 if config.max_memory else None
     granularity = None
     if recipe.gains:
         powers = observe(model_to_proto(prepared.model)).powers
-        granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
+        granularity = choose_granularity(
+            prepared.model, plan, source, threads=config.threads, max_memory=half, progress=progress
+        )
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
         plan = _plan(prepared, target, config, kept)
     proto = model_to_proto(prepared.model)
-    qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
+    qparams = activation_qparams(
+        proto, plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
+    )
     qparams |= weight_scales(prepared.model, plan, recipe)
     reconstructed = None
     cache = None
@@ -250,6 +256,13 @@ def _plan(prepared: Prepared, target: Target, config: QuantConfig, float_nodes: 
         residual=config.residual,
         float_nodes=float_nodes,
     )
+
+
+def _limit_memory(prepared: Prepared, plan: Plan, source: calib.Source, config: QuantConfig) -> None:
+    """Make the batches of ``source`` so small that their activations fit into ``config.max_memory``."""
+    if config.max_memory is not None:
+        proto = model_to_proto(prepared.model)
+        source.limit_batch(samples_that_fit(proto, prepared.shapes, plan.activations, config.max_memory))
 
 
 def open_calibration(

@@ -12,6 +12,7 @@ from .numerics.weights import weight_qparams
 from .placement import Plan
 from .recipes import Recipe
 from .runtime import Progress, collect
+from .runtime.collect import MAX_MEMORY
 
 
 def activation_qparams(
@@ -21,6 +22,7 @@ def activation_qparams(
     recipe: Recipe,
     *,
     threads: int = 2,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, QParams]:
     """Observe the planned activations over the data, in one pass with constant memory, and choose their ranges.
@@ -31,6 +33,7 @@ def activation_qparams(
         source: Calibration data.
         recipe: Says how a range is chosen.
         threads: Threads of ONNX Runtime.
+        max_memory: Bytes of activations held at a time; None is the default of ``collect``.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
@@ -47,6 +50,7 @@ def activation_qparams(
         {name: recipe.ranges.observer(spec.axis) for name, spec in free.items()},
         progress,
         threads=threads,
+        max_memory=max_memory or MAX_MEMORY,
     )
     return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()}
 

@@ -14,7 +14,7 @@ import typer
 
 from . import cli_deploy, display
 from .config import QuantConfig, load_config
-from .errors import HyvitError
+from .errors import HyvitError, printable
 from .recipes import RECIPES
 from .version import __version__
 
@@ -67,6 +67,9 @@ def quantize(
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per calibration run.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Memory for activations in calibration: 512M, 2G.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
     residual: Annotated[str | None, typer.Option(help="Residual additions: auto, float or int8.")] = None,
     verify: Annotated[
@@ -91,6 +94,7 @@ def quantize(
         "samples": samples,
         "seed": seed,
         "batch_size": batch_size,
+        "max_memory": max_memory,
         "threads": threads,
         "residual": residual,
         "verify": verify,
@@ -138,6 +142,12 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads in the timing and elsewhere.")] = 1,
     runs: Annotated[int, typer.Option(help="Timed runs of each model, taken in turn.")] = 30,
+    min_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 1 when fewer samples (0 to 1) keep their class.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 when INT8 is not this many times faster.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     report: ReportOption = None,
@@ -167,6 +177,12 @@ def compare(
         )
         _write_report(report, result)
     _show(result, display.compared, as_json, quiet)
+    for what, found, least in (
+        ("top-1 agreement", result["top1_agreement"], min_agreement),
+        ("speed-up", result["latency"]["speedup"], min_speedup),
+    ):
+        if least is not None and (found is None or found < least):
+            _fail(f"{what} is {'unknown' if found is None else f'{found:.4g}'}, expected at least {least:g}", 1)
 
 
 @app.command()
@@ -277,12 +293,19 @@ def _show(report: dict[str, Any], render: Callable[[dict[str, Any]], None], as_j
         render(report)
 
 
+class _PrintableLine(logging.Formatter):
+    """The message alone, on one line without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
+
+
 @contextmanager
 def _errors(verbose: bool) -> Iterator[None]:
     """Print our errors as one line and exit with 2; Ctrl-C exits with 130; anything else is a bug, and exits with 1."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableLine())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
     try:
         yield
     except HyvitError as error:
@@ -290,7 +313,7 @@ def _errors(verbose: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _fail("interrupted; nothing was written", 130)
     except MemoryError:
-        _fail("out of memory; use fewer --samples or a smaller --batch-size", 2)
+        _fail("out of memory; give quantize a smaller --max-memory or --batch-size", 2)
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
     except Exception as error:
@@ -300,7 +323,7 @@ def _errors(verbose: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     raise typer.Exit(code)
 
 

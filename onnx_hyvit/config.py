@@ -5,27 +5,41 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checked import check_field_types, read_toml
 from .errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - the same module under its old name
-    import tomli as tomllib
 
 RESIDUALS = ("auto", "float", "int8")
 OPSETS = range(17, 24)
+MAX_THREADS = 1024
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
 _BITS = re.compile(r"w(\d+)a(\d+)")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} {value!r} is unknown; expected one of {', '.join(allowed)}")
+
+
+def parse_bytes(size: object) -> int | None:
+    """A number of bytes: a number, or text such as ``512M`` or ``1.5G`` (powers of 1024).
+
+    Raises:
+        ConfigError: It is neither, or less than a megabyte.
+    """
+    if size is None:
+        return None
+    found = _SIZE.fullmatch(str(size).strip()) if not isinstance(size, bool) else None
+    if not found:
+        raise ConfigError(f"max_memory {size!r} is not understood; expected bytes, for example 512M or 2G")
+    count = int(float(found[1]) * 1024 ** ("kmgt".index(found[2].lower()) + 1 if found[2] else 0))
+    if count < 1 << 20:
+        raise ConfigError(f"max_memory must be at least 1M, found {size!r}")
+    return count
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,10 @@ class QuantConfig:
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
         batch_size: Samples in one calibration run when the model's batch is free, at least 1.
-        threads: Threads that ONNX Runtime may use, at least 1.
+        max_memory: Bytes that activations may take during calibration, a number or text such as ``512M``; batches get
+            smaller, and tensors are fetched in more runs, to keep to it. The process and the model come on top, and a
+            single sample always runs. None: 512 MiB for each run, whatever the batch.
+        threads: Threads that ONNX Runtime may use, 1 to 1024.
         opset: Opset of the result, 17 to 23; a model that is already higher keeps its own.
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
         activation_type: ``uint8`` or ``int8`` instead of the target's; None keeps it.
@@ -57,6 +74,7 @@ class QuantConfig:
     samples: int | None = 64
     seed: int = 0
     batch_size: int = 8
+    max_memory: int | None = None
     threads: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))
     opset: int = 20
     residual: str = "auto"
@@ -82,8 +100,14 @@ class QuantConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed must be a whole number of at least 0, found {self.seed!r}")
+        object.__setattr__(self, "max_memory", parse_bytes(self.max_memory))
+        if self.threads > MAX_THREADS:
+            raise ConfigError(f"threads must be at most {MAX_THREADS}, found {self.threads}")
+        if isinstance(self.float_nodes, str) or not isinstance(self.float_nodes, Iterable):
+            raise ConfigError(f"float_nodes must be a list of node names, found {self.float_nodes!r}")
         object.__setattr__(self, "float_nodes", tuple(self.float_nodes))
         self._parse_bits()
+        check_field_types(self)
 
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
@@ -136,17 +160,3 @@ def load_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         ConfigError: The file is missing, is not TOML, or holds a bad setting.
     """
     return config_from_mapping({**read_toml(Path(path)), **(overrides or {})}, str(path))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file.
-
-    Raises:
-        ConfigError: The file is missing or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error})") from error

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from .errors import printable
 
 KIND_STYLES = {"bridge": "bold yellow", "transformer": "cyan", "conv": "green", "stem": "blue", "head": "magenta"}
 WORST_SHOWN = 8
@@ -22,7 +24,12 @@ LINE_SECONDS = 10
 def console(stderr: bool = False) -> Console:
     """A console on standard output or standard error; never wider than the terminal, 100 columns when piped."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, soft_wrap=False, emoji=False)
+
+
+def escape(text: str) -> str:
+    """``text`` from a model or file, without power over markup or the terminal."""
+    return escape_markup(printable(text))
 
 
 def say(text: str) -> None:

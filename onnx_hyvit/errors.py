@@ -6,9 +6,26 @@ prints ``str(error)`` and exits with code 2; it never shows a traceback for thes
 
 from __future__ import annotations
 
+import re
+
+# C0 and C1 controls, line and paragraph separators, and the marks that reverse the direction of text
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""``text`` on one line that cannot control a terminal: names in models and files are not to be trusted.
+
+    Runs of white space become one blank; other control characters are written as ``\x1b`` or ``\u202e``.
+    """
+    line = " ".join(str(text).split())
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
+
 
 class HyvitError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; ``str`` of it is one printable line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ModelError(HyvitError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,20 @@ def load_labels(labels: str | os.PathLike[str] | np.ndarray) -> dict[str, int] |
     path = Path(labels)
     try:
         if path.suffix == ".npy":
-            return _checked(np.load(path, allow_pickle=False), str(path))
+            return _checked(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise CalibrationError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the header of an .npy is parsed as Python text, which raises nearly anything
         raise CalibrationError(f"{path}: cannot be read as labels ({error})") from error
     if path.suffix == ".csv":
-        return _from_csv(lines, path)
+        try:
+            return _from_csv(lines, path)
+        except csv.Error as error:
+            raise CalibrationError(f"{path}: cannot be read as labels ({error})") from error
     try:
         return np.asarray([int(line) for line in lines if line.strip()], np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise CalibrationError(f"{path}: expected one class number a line ({error})") from error
 
 
@@ -54,7 +58,7 @@ def _from_csv(lines: list[str], path: Path) -> dict[str, int]:
     for number, row in enumerate(csv.reader(lines), 1):
         if len(row) < 2:
             continue
-        if row[1].strip().lstrip("-").isdigit():
+        if re.fullmatch(r"-?[0-9]{1,18}", row[1].strip()):
             found[Path(row[0].strip()).name] = int(row[1])
         elif number > 1:
             raise CalibrationError(f"{path}: line {number} has no class number ({row[1]!r})")

@@ -133,6 +133,17 @@ def test_compare_measures_the_pair(tiny_model: Path, tiny_data: Path, tmp_path: 
         assert word in shown.stdout
 
 
+def test_compare_fails_below_a_threshold(tiny_model: Path, quantized: tuple[Path, dict], tiny_data: Path) -> None:
+    arguments = ("compare", tiny_model, quantized[0], "--data", tiny_data, "--samples", 4, "--runs", 2, "-q")
+    assert run_cli(*arguments, "--min-agreement", 0, "--min-speedup", 0).returncode == 0
+    slow = run_cli(*arguments, "--min-speedup", 1000)
+    assert slow.returncode == 1
+    assert slow.stderr.startswith("error: speed-up is") and slow.stderr.strip().endswith("expected at least 1000")
+    same = run_cli("compare", tiny_model, tiny_model, "--data", tiny_data, "--samples", 2, "--min-agreement", 1, "-q")
+    assert same.returncode == 0, same.stderr
+    assert run_cli(*arguments, "--min-agreement", 1.5).returncode == 2
+
+
 class TestBadInput:
     """Each bad input: one line that names it, exit code 2, nothing written."""
 

@@ -165,14 +165,17 @@ def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> li
 
 
 def _names_read_by_bodies(node: gs.Node) -> list[str]:
-    """Names of outer tensors that the bodies of If, Loop and Scan may read (a superset)."""
+    """Names of outer tensors that the bodies of If, Loop and Scan read; a name that a body makes itself is its own."""
     names: list[str] = []
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
-            names += [tensor.name for tensor in value.outputs]
+            own = {tensor.name for tensor in value.inputs}
+            own.update(tensor.name for inner in value.nodes for tensor in inner.outputs)
+            read = [tensor.name for tensor in value.outputs]
             for inner in value.nodes:
-                names += [tensor.name for tensor in inner.inputs]
-                names += _names_read_by_bodies(inner)
+                read += [tensor.name for tensor in inner.inputs]
+                read += _names_read_by_bodies(inner)
+            names += [name for name in read if name not in own]
     return names
 
 

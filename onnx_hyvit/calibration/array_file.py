@@ -134,7 +134,7 @@ def _array(path: Path, member: str | None, stream: IO[bytes], size: int) -> Arra
         version = npy_format.read_magic(stream)
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream)
-    except ValueError as error:
+    except Exception as error:  # numpy parses the header as Python text, and raises whatever the parser does
         raise CalibrationError(f"{name}: not a numpy array file ({' '.join(str(error).split())[:120]})") from error
     if dtype.hasobject:
         raise CalibrationError(f"{name}: holds pickled Python objects, which are not loaded; save plain numbers")

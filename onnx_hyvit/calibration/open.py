@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,22 @@ def _open_object(data: Any, inputs: Sequence[InputInfo], samples: int | None, se
 def _feeds_of(data: Any) -> Iterator[Any]:
     """Feeds of a reader with ``get_next`` or of an iterable."""
     if hasattr(data, "get_next"):
-        while (feeds := data.get_next()) is not None:
-            yield feeds
+        feeds: Iterator[Any] = iter(data.get_next, None)
     elif isinstance(data, Iterable):
-        yield from data
+        feeds = iter(data)
     else:
         raise CalibrationError(
             f"calibration data: cannot use {type(data).__name__}; expected a folder, .npz, .npy, array, dict of "
             "arrays, iterable of dicts, or an object with get_next()"
         )
+    for index in itertools.count():
+        try:
+            feed = next(feeds)
+        except StopIteration:
+            return
+        except Exception as error:  # the user's own code
+            what = f"{type(error).__name__}: {error}"
+            raise CalibrationError(
+                f"calibration data: {type(data).__name__} failed at sample {index} ({what})"
+            ) from error
+        yield feed

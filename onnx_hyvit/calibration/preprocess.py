@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from ..checked import check_field_types
 from ..errors import CalibrationError, ConfigError
+from .images import MAX_PIXELS
 from .inputs import InputInfo
 
 RESIZE: dict[str, Image.Resampling] = {
@@ -21,6 +23,7 @@ RESIZE: dict[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CHANNELS = {"RGB": 3, "BGR": 3, "GRAY": 1}
+MAX_SIDE = 16384
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,13 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, CHANNELS[self.channel_order]):
                 raise ConfigError(f"{name} must have 1 or {CHANNELS[self.channel_order]} numbers, found {len(values)}")
-        if not all(value > 0 for value in self.std):
+        if not all(value > 0 and math.isfinite(value) for value in self.std):
             raise ConfigError(f"std must be positive, found {list(self.std)}")
+        if not all(math.isfinite(value) for value in (*self.mean, self.pad_value)):
+            raise ConfigError(f"mean and pad_value must be finite, found {list(self.mean)} and {self.pad_value}")
+        check_field_types(self)
+        if not 1 <= self.min_width <= MAX_SIDE:
+            raise ConfigError(f"min_width must be 1 to {MAX_SIDE}, found {self.min_width}")
         if self.size is not None and self.size[1] is None and self.pad != "right":
             raise ConfigError("a free width keeps the ratio and needs pad = 'right'")
 
@@ -139,7 +147,7 @@ class Preprocess:
         if self.pad != "none":
             return self._padded(image, height, width)
         assert width is not None
-        image = image.resize(self._resized(image, height, width), RESIZE[self.resize])
+        image = _resize(image, self._resized(image, height, width), self.resize)
         return _as_pixels(_crop_center(image, height, width))
 
     def _resized(self, image: Image.Image, height: int, width: int) -> tuple[int, int]:
@@ -171,7 +179,7 @@ class Preprocess:
             if self.pad == "right":  # text lines: the height is filled, the width squeezed when it must be
                 ratio = height / image.height
         fitted = min(width, max(1, math.ceil(image.width * ratio))), min(height, max(1, round(image.height * ratio)))
-        pixels = _as_pixels(image.resize(fitted, RESIZE[self.resize]))
+        pixels = _as_pixels(_resize(image, fitted, self.resize))
         spare = height - fitted[1], width - fitted[0]
         before = (spare[0] // 2, spare[1] // 2) if self.pad == "center" else (0, 0)
         filler = [(first, total - first) for first, total in zip(before, spare, strict=True)]
@@ -194,8 +202,8 @@ def _normalise_fields(preprocess: Preprocess) -> None:
     put(preprocess, "size", _pair("size", preprocess.size, free_width=True))
     if not isinstance(preprocess.resize_size, int):
         put(preprocess, "resize_size", _pair("resize_size", preprocess.resize_size))
-    elif preprocess.resize_size < 1:
-        raise ConfigError(f"resize_size must be positive, found {preprocess.resize_size}")
+    elif not 1 <= preprocess.resize_size <= MAX_SIDE:
+        raise ConfigError(f"resize_size must be 1 to {MAX_SIDE}, found {preprocess.resize_size}")
     for name, change in (("resize", str.lower), ("channel_order", str.upper), ("layout", str.upper)):
         if isinstance(getattr(preprocess, name), str):
             put(preprocess, name, change(getattr(preprocess, name)))
@@ -208,7 +216,7 @@ def _pair(name: str, value: Any, free_width: bool = False) -> tuple[int, int | N
     if free_width and len(pair) == 2 and pair[1] in (0, None):
         pair = (pair[0], None)
     sizes = [size for size in pair if size is not None or not free_width]
-    if len(pair) != 2 or not all(isinstance(size, int) and 0 < size <= 16384 for size in sizes):
+    if len(pair) != 2 or not all(isinstance(size, int) and 0 < size <= MAX_SIDE for size in sizes):
         raise ConfigError(f"{name} must be one size or [height, width], found {value!r}")
     return pair
 
@@ -221,6 +229,16 @@ def _one_of(name: str, value: object, known: Any) -> None:
 def _layout_of(info: InputInfo, channels: int) -> Literal["NCHW", "NHWC"]:
     first, last = info.shape[1], info.shape[3]
     return "NHWC" if last == channels and first != channels else "NCHW"
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: str) -> Image.Image:
+    """Resize to (width, height); a sliver of an image would become enormous where its ratio is kept."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise CalibrationError(
+            f"an image of {image.width}x{image.height} becomes {size[0]}x{size[1]} when its ratio is kept, more than "
+            f"{MAX_PIXELS} pixels"
+        )
+    return image.resize(size, RESIZE[resample])
 
 
 def _crop_center(image: Image.Image, height: int, width: int) -> Image.Image:

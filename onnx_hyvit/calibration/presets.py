@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..checked import read_text, read_toml
 from ..errors import ConfigError
 from .preprocess import RESIZE, Preprocess
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -61,24 +56,30 @@ def load_preprocess(name_or_path: str | os.PathLike[str]) -> Preprocess:
     if not path.is_file():
         known = ", ".join(PRESETS)
         raise ConfigError(f"{os.fspath(name_or_path)}: no such preset or file; the presets are {known}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    data = _read_json(path) if path.suffix.lower() == ".json" else read_toml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a table of settings, found {type(data).__name__}")
     try:
         return _from_mapping(data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{path}: malformed preprocessing ({type(error).__name__}: {error})") from error
+
+
+def _read_json(path: Path) -> Any:
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a JSON file ({error})") from error
 
 
 def _from_mapping(data: Mapping[str, Any]) -> Preprocess:
     if "pretrained_cfg" in data or {"input_size", "interpolation"} <= data.keys():
         return _from_timm(data.get("pretrained_cfg", data))
+    if isinstance(data.get("image_processor"), Mapping):  # processor_config.json of transformers
+        return _from_transformers(data["image_processor"])
     if any(key in data for key in ("image_mean", "do_resize", "do_rescale", "image_processor_type")):
         return _from_transformers(data)
     return _from_flat(data)

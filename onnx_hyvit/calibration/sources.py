@@ -72,6 +72,11 @@ class Source(ABC):
         self._hash(digest)
         return digest.hexdigest()
 
+    def limit_batch(self, samples: int) -> None:
+        """Use batches of at most ``samples`` from now on, where the model leaves its batch free."""
+        if self.batch_size > samples and fixed_batch(self.inputs) is None:
+            self.batch_size = max(1, samples)
+
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
@@ -126,7 +131,7 @@ class ImageSource(Source):
     def _images(self) -> Iterator[tuple[str, np.ndarray]]:
         for path in list(self._paths):
             try:
-                yield path.relative_to(self.folder).as_posix(), self.preprocess(read_image(path, self._max_pixels))
+                yield path.relative_to(self.folder).as_posix(), self._read(path)
             except CalibrationError as error:
                 if not self._skip_unreadable:
                     raise CalibrationError(f"{error}; repair it, or skip such images with skip_unreadable") from error
@@ -134,6 +139,13 @@ class ImageSource(Source):
                 self._paths.remove(path)
         if not self._paths:
             raise CalibrationError(f"{self.folder}: no image could be read")
+
+    def _read(self, path: Path) -> np.ndarray:
+        image = read_image(path, self._max_pixels)
+        try:
+            return self.preprocess(image)
+        except CalibrationError as error:
+            raise CalibrationError(f"{path}: {error}") from error
 
     def _hash(self, digest: hashlib._Hash) -> None:
         digest.update(repr(self.preprocess).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -21,11 +21,13 @@ def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
         ModelError: Names the tensor and the location.
     """
     folder = path.parent.resolve()
-    for tensor in _tensors(proto.graph):
+    for tensor in _all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
+        if "\0" in location:
+            raise ModelError(f"{path}: tensor {tensor.name!r} has a malformed location {location!r}")
         resolved = (folder / location).resolve()
         if not location or Path(location).is_absolute() or not resolved.is_relative_to(folder):
             raise ModelError(
@@ -50,13 +52,41 @@ def _check_extent(tensor: onnx.TensorProto, entries: dict[str, str], resolved: P
         )
 
 
+def check_no_external_data(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse external data in a model that has no folder.
+
+    Raises:
+        ModelError: Names the tensor.
+    """
+    for tensor in _all_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(
+                f"{name}: tensor {tensor.name!r} lies in an external file, but a model in memory has no folder; pass "
+                "the path, or load the data first"
+            )
+
+
+def _all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _tensors(proto.graph)
+    for function in proto.functions:
+        yield from _of_nodes(function.node)
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             if attribute.HasField("g"):
                 yield from _tensors(attribute.g)
             for sub in attribute.graphs:

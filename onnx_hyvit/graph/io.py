@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,14 @@ import onnx.checker
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_graphsurgeon as gs
+from google.protobuf.message import Message
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from ..errors import ModelError, OutputError
-from .external_data import check_external_data
+from ..inference import propagate_shapes
+from .external_data import check_external_data, check_no_external_data
+
+G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints to standard output, names from the model included
 
 MIN_OPSET = 7
 DEFAULT_OPSET = 20
@@ -84,9 +89,12 @@ def read_proto(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+        check_no_external_data(copy, "<ModelProto>")
         return copy, "<ModelProto>"
     if isinstance(model, (bytes, bytearray)):
-        return _parse(bytes(model), "<bytes>"), "<bytes>"
+        proto = _parse(bytes(model), "<bytes>")
+        check_no_external_data(proto, "<bytes>")
+        return proto, "<bytes>"
     path = Path(model)
     if not path.exists():
         raise ModelError(f"{path}: no such file")
@@ -112,9 +120,23 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except Exception as error:
         raise ModelError(f"{name}: not an ONNX model, or a truncated one ({_one_line(error)})") from error
+    _check_text(proto, name)
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name}: not an ONNX model (no graph in it)")
     return proto
+
+
+def _check_text(message: Message, name: str) -> None:
+    """Refuse strings that are no UTF-8: protobuf hands them out as bytes, which fail in the middle of something."""
+    for entry, value in message.ListFields():
+        many = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if entry.type == entry.TYPE_MESSAGE:
+            for part in value if many else (value,):
+                _check_text(part, name)
+        elif entry.type == entry.TYPE_STRING:
+            for text in value if many else (value,):
+                if isinstance(text, bytes):
+                    raise ModelError(f"{name}: damaged: {entry.name} {text[:40]!r} is not UTF-8")
 
 
 def model_bytes(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> int:
@@ -177,6 +199,7 @@ def _check(proto: onnx.ModelProto, name: str, quantized_ok: bool) -> None:
                 f"{name}: node {node.name or node.op_type!r} uses the custom domain {node.domain!r}, "
                 "whose operators cannot be run here"
             )
+    _check_types(proto.graph, name)
     try:
         onnx.checker.check_model(proto)
     except ValueError as error:
@@ -184,6 +207,18 @@ def _check(proto: onnx.ModelProto, name: str, quantized_ok: bool) -> None:
             raise ModelError(f"{name}: invalid model ({_one_line(error)})") from error
     except Exception as error:
         raise ModelError(f"{name}: invalid model ({_one_line(error)})") from error
+
+
+def _check_types(graph: onnx.GraphProto, name: str) -> None:
+    """Refuse what the graph IR cannot carry: optional values, and constants of strings."""
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            if value.type.WhichOneof("value") in ("optional_type", "sparse_tensor_type", "map_type"):
+                found = str(value.type.WhichOneof("value")).removesuffix("_type")
+                raise ModelError(f"{name}: {kind} {value.name!r} is of type {found}; expected a tensor")
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise ModelError(f"{name}: constant {tensor.name!r} holds strings; expected numbers")
 
 
 def default_opset(proto: onnx.ModelProto) -> int | None:
@@ -208,6 +243,9 @@ def _raise_opset(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelPro
 
 def _import(proto: onnx.ModelProto, name: str) -> Model:
     inferred = infer_shapes(proto)
+    tensors = [value for value in inferred.graph.value_info if not value.type.HasField("optional_type")]
+    del inferred.graph.value_info[:]
+    inferred.graph.value_info.extend(tensors)
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(proto)
     for part in ("node", "initializer", "sparse_initializer", "value_info", "input", "output"):
@@ -221,6 +259,7 @@ def _import(proto: onnx.ModelProto, name: str) -> Model:
         graph = gs.import_onnx(inferred)
     except Exception as error:
         raise ModelError(f"{name}: the graph cannot be imported ({_one_line(error)})") from error
+    graph.functions = []  # they stay in the skeleton, untouched; sorting them never ends where the graph has bodies
     _drop_initializer_inputs(graph)
     _name_nodes(graph)
     return Model(graph, default_opset(proto) or DEFAULT_OPSET, Origin(skeleton, docs, name))
@@ -255,7 +294,7 @@ def _name_nodes(graph: gs.Graph) -> None:
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """ONNX shape inference with data propagation; the model comes back unchanged where inference fails."""
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return propagate_shapes(proto)
     except Exception:
         return proto
 
@@ -272,7 +311,10 @@ def model_to_proto(model: Model, *, check: bool = False) -> onnx.ModelProto:
     """
     model.graph.toposort()
     model.graph.opset = model.opset
-    proto = gs.export_onnx(model.graph, do_type_check=False)
+    try:
+        proto = gs.export_onnx(model.graph, do_type_check=False)
+    except Exception as error:
+        raise ModelError(f"{model.path}: the graph cannot be written ({_one_line(error)})") from error
     skeleton = model.origin.skeleton
     for key in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(proto, key, getattr(skeleton, key))
@@ -301,11 +343,8 @@ def _ir_version_of(opset: int) -> int:
 
 
 def _restore_functions(proto: onnx.ModelProto, skeleton: onnx.ModelProto) -> None:
-    originals = {(function.domain, function.name): function for function in skeleton.functions}
-    for function in proto.functions:
-        original = originals.get((function.domain, function.name))
-        if original is not None:
-            function.CopyFrom(original)
+    del proto.functions[:]
+    proto.functions.extend(skeleton.functions)
     imported = {entry.domain for entry in proto.opset_import}
     for entry in skeleton.opset_import:
         if entry.domain not in imported and entry.domain not in ("", "ai.onnx"):

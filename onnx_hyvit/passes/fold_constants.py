@@ -61,7 +61,7 @@ def _fold(node: gs.Node, opset: int) -> list[np.ndarray] | None:
     limit = max([SIZE_LIMIT, *(value.nbytes for value in inputs if value is not None)])
     if _expected_bytes(node) > limit:
         return None
-    values = evaluate_node(node, inputs, opset)
+    values = evaluate_node(node, inputs, opset, max_bytes=2 * limit)  # it counts 8 bytes for every element
     if values is None or sum(value.nbytes for value in values) > limit:
         return None
     return values

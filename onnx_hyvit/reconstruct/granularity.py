@@ -8,6 +8,7 @@ from ..calibration import Source
 from ..graph import Model, model_to_proto
 from ..placement import Plan
 from ..runtime import Progress, collect
+from ..runtime.collect import MAX_MEMORY
 from .gain_sites import GainSite, find_gain_sites
 from .gains import ChannelObserver, apply_gains, choose_gains
 
@@ -36,7 +37,13 @@ class Granularity:
 
 
 def choose_granularity(
-    model: Model, plan: Plan, source: Source, *, threads: int = 2, progress: Progress | None = None
+    model: Model,
+    plan: Plan,
+    source: Source,
+    *,
+    threads: int = 2,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
 ) -> Granularity:
     """Give activations a scale per channel where that lowers the error of the layers that read them.
 
@@ -46,6 +53,7 @@ def choose_granularity(
         plan: Where Q/DQ pairs would go.
         source: Calibration data.
         threads: Threads of ONNX Runtime.
+        max_memory: Bytes of activations held at a time; None is the default of ``collect``.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
@@ -61,6 +69,7 @@ def choose_granularity(
         {site.tensor: ChannelObserver(site.axis) for site in sites},
         progress,
         threads=threads,
+        max_memory=max_memory or MAX_MEMORY,
     )
     bits = {spec.bits for spec in plan.activations.values()}
     weight_bits = {spec.bits for spec in plan.weights.values()}

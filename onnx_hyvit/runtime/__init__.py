@@ -1,6 +1,7 @@
 """The only user of onnxruntime: sessions, timing, and observing the tensors of a model over data."""
 
 from .collect import Progress, collect
+from .memory import live_bytes, samples_that_fit
 from .observe import Observed, observe, observe_shapes
 from .ort_format import INT8_OPTION, REPLAY_OPTION, Conversion, convert_to_ort, parse_operators
 from .saturation import sums_saturate
@@ -29,11 +30,13 @@ __all__ = [
     "benchmark",
     "collect",
     "convert_to_ort",
+    "live_bytes",
     "make_session",
     "observe",
     "observe_shapes",
     "optimized_model",
     "parse_operators",
     "runtime_reason",
+    "samples_that_fit",
     "sums_saturate",
 ]

@@ -18,6 +18,7 @@ from .session import ModelSource, OptimizationLevel, RuntimeFailure, Session, ma
 
 # idle threads of the session would spin while the observers work
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
+MAX_MEMORY = 512 << 20
 Progress = Callable[[int, int, str], None]
 Batch = tuple[Sequence[object], Mapping[str, np.ndarray]]
 
@@ -51,7 +52,7 @@ def collect(
     *,
     threads: int = 2,
     optimize: bool | OptimizationLevel = "all",
-    max_memory: int = 512 << 20,
+    max_memory: int = MAX_MEMORY,
 ) -> dict[str, ObserverT]:
     """Update one observer per tensor with every batch of ``source``.
 
@@ -149,7 +150,9 @@ def _plan(
     if len(sizes) < len(whole):
         sizes = _probe(proto, whole, feeds, options)
     runs: list[_Run] = []
-    for group in _groups(whole, sizes, max_memory) or [[]]:
+    groups = _groups(whole, sizes, max_memory) or [[]]
+    options["arena"] = len(groups) == 1  # several sessions would each keep the memory of their largest run
+    for group in groups:
         here = reduced if not runs else {}
         exposed, names = expose(proto, group, here, types)
         watched = {} if runs else watch_for_nan(exposed, [value.name for value in proto.graph.output], types)

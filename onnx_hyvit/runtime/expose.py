@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from ..inference import propagate_shapes
 from .session import RuntimeFailure
 
 _PREFIX = "onnx_hyvit_calibration"
@@ -35,7 +36,7 @@ def tensor_types(proto: onnx.ModelProto, feeds: Mapping[str, Sequence[int]]) -> 
     for value in concrete.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        graph = onnx.shape_inference.infer_shapes(concrete, data_prop=True).graph
+        graph = propagate_shapes(concrete).graph
     except Exception:  # above protobuf's limit, or an operator that inference does not know: nothing is known
         graph = proto.graph
     values = [*graph.input, *graph.value_info, *graph.output]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ CHANNELS = frozenset({1, 3, 4})
 SQUARE_SIZES = (224, 256, 64, 32)
 TEXT_WIDTH = 320
 TEXT_HEIGHTS = (48, 32)
+MAX_INPUT_BYTES = 1 << 30
 _SUFFIX = "::observed_shape"
 _POWER = "::observed_power"
 _NO_SHAPE = ("Sequence", "Optional")
@@ -163,6 +165,9 @@ def _feeds(session: ort.InferenceSession, shapes: dict[str, tuple[int, ...]]) ->
     for value in session.get_inputs():
         dtype: np.dtype[Any] = _DTYPES.get(value.type, np.dtype(np.float32))
         shape = shapes[value.name]
+        if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > MAX_INPUT_BYTES:
+            text = "x".join(map(str, shape))
+            raise ModelError(f"input {value.name!r} has shape {text}; expected at most {MAX_INPUT_BYTES} bytes")
         noise = generator.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
         feeds[value.name] = noise.astype(dtype)
     return feeds

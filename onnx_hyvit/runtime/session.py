@@ -150,6 +150,7 @@ def make_session(
     external_folder: str | os.PathLike[str] | None = None,
     exact_sums: bool = True,
     disabled_optimizers: Sequence[str] = (),
+    arena: bool = True,
 ) -> Session:
     """A CPU session.
 
@@ -165,12 +166,14 @@ def make_session(
         exact_sums: Whether int8 sums are exact on every processor; False is the session that a user gets by default,
             whose sums can saturate on x86 without VNNI.
         disabled_optimizers: Names of graph transformers of ONNX Runtime to leave out.
+        arena: Keep freed memory for the next run; False gives it back to the system.
 
     Raises:
         RuntimeFailure: The model cannot be loaded.
         ConfigError: An option is out of range.
     """
     options = _options(threads, optimize, log_level, {**(EXACT_SUMS if exact_sums else {}), **(config or {})})
+    options.enable_cpu_mem_arena = arena
     if save_optimized is not None:
         options.optimized_model_filepath = os.fspath(save_optimized)
     if external_folder is not None:
@@ -200,6 +203,7 @@ def make_session(
             save_optimized=save_optimized,
             external_folder=external_folder or _folder_of(model),
             disabled_optimizers=disabled_optimizers,
+            arena=arena,
         )
     raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(failure)})") from failure
 

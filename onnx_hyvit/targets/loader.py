@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import TargetError
+from ..checked import read_toml
+from ..errors import ConfigError, TargetError
 from .target import OpRule, Target, TensorRule
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - the same module under its old name
-    import tomli as tomllib
 
 _FOLDER = Path(__file__).parent
 _TENSOR_KEYS = frozenset({"dtype", "scheme", "bits", "granularity"})
@@ -54,7 +49,7 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
         return _build(values)
     except TargetError as error:
         raise TargetError(f"{source}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TargetError(f"{source}: a value has the wrong type ({error})") from error
 
 
@@ -68,11 +63,13 @@ def _read(name_or_path: str | os.PathLike[str], parents: tuple[str, ...]) -> tup
     if str(path) in parents:
         raise TargetError(f"{path}: extends itself")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TargetError(f"{path}: not a readable TOML file ({error})") from error
+        values = read_toml(path)
+    except ConfigError as error:
+        raise TargetError(str(error)) from error
     _check_keys(values, _TOP_KEYS, str(path))
     base = values.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise TargetError(f"{path}: extends must be the name of a target or of a .toml file, found {base!r}")
     if base is not None:
         values = _merge(_read(base, (*parents, str(path)))[0], values)
     return values, str(path) if text.endswith(".toml") else f"target {text}"
@@ -98,7 +95,7 @@ def _build(values: Mapping[str, Any]) -> Target:
     for key in ("name", "description", "activation", "weight", "int8"):
         if key not in values:
             raise TargetError(f"key {key!r} is missing")
-    options = dict(values.get("options", {}))
+    options = dict(_table(values.get("options", {}), "options"))
     _check_keys(options, _OPTION_KEYS, "options")
     if "opsets" in options:
         lowest, highest = options["opsets"]
@@ -111,8 +108,8 @@ def _build(values: Mapping[str, Any]) -> Target:
         int8=_rules(values["int8"], "int8"),
         glue=_rules(values.get("glue", {}), "glue"),
         carried=_rules(values.get("carried", {}), "carried"),
-        session={key: str(value) for key, value in values.get("session", {}).items()},
-        float={op: str(reason) for op, reason in values.get("float", {}).items() if reason is not False},
+        session={key: str(value) for key, value in _table(values.get("session", {}), "session").items()},
+        float={op: str(why) for op, why in _table(values.get("float", {}), "float").items() if why is not False},
         **options,
     )
 
@@ -126,12 +123,19 @@ def _tensor_rule(values: Any, where: str) -> TensorRule:
 
 
 def _rules(values: Any, where: str) -> dict[str, OpRule]:
-    if not isinstance(values, dict):
-        raise TargetError(f"{where}: expected a table of operators")
     rules: dict[str, OpRule] = {}
-    for op, rule in values.items():
+    for op, rule in _table(values, where).items():
         if rule is False:
             continue
         _check_keys({} if rule is True else rule, _RULE_KEYS, f"{where}.{op}")
-        rules[op] = OpRule() if rule is True else OpRule(**rule)
+        try:
+            rules[op] = OpRule() if rule is True else OpRule(**rule)
+        except TargetError as error:
+            raise TargetError(f"{where}.{op}: {error}") from error
     return rules
+
+
+def _table(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise TargetError(f"{where}: expected a table of operators or options, found {values!r}")
+    return values

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checked import check_field_types
 from ..errors import TargetError
 from ..numerics import QuantSpec
 
@@ -36,6 +37,7 @@ class TensorRule:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("scheme", self.scheme, SCHEMES)
         _one_of("granularity", self.granularity, GRANULARITIES)
+        check_field_types(self, TargetError)
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise TargetError(f"bits must be 2 to 8, found {self.bits!r}")
 
@@ -72,6 +74,9 @@ class OpRule:
     grouped: bool = True
     per_channel: bool = True
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_field_types(self, TargetError)
 
     def refuses_attributes(self, attributes: Mapping[str, Any]) -> str | None:
         """Reason why a node with ``attributes`` is outside the rule, or None."""
@@ -134,6 +139,7 @@ class Target:
     opsets: tuple[int, int] = (13, 23)
 
     def __post_init__(self) -> None:
+        check_field_types(self, TargetError)
         _one_of("residual", self.residual, RESIDUALS)
         _one_of("matmul_output", self.matmul_output, MATMUL_OUTPUTS)
         if self.weight.dtype == "int8" and self.weight.scheme != "symmetric":

@@ -131,7 +131,7 @@ def test_transformers_json(tmp_path, image):
         ("siez = 3", "unknown key 'siez'; the keys are"),
         ('preset = "imagnet"', "unknown preset 'imagnet'; the presets are"),
         ("size = [48, 0]", "free width"),
-        ("size =", "cannot be read"),
+        ("size =", "not a TOML file"),
     ],
 )
 def test_bad_settings_name_the_file_and_the_key(tmp_path, text, message):

@@ -77,7 +77,7 @@ def test_a_file_of_one_s_own(tmp_path):
         (GOOD.replace('name = "mine"', ""), "'name' is missing"),
         (GOOD + '[float]\nConv = "slow"\n', "Conv is listed under both int8 and float"),
         (GOOD + '[options]\nresidual = "maybe"\n', "residual 'maybe'"),
-        ("name = ", "not a readable TOML"),
+        ("name = ", "not a TOML"),
         ('extends = "nowhere"', "'nowhere' is unknown"),
     ],
 )

@@ -1,0 +1,137 @@
+"""Install the wheel and the sdist in dist/ into empty environments, one for each Python found, and quantize with them.
+
+    python tools/check_dist.py [--pythons 3.10 3.11 3.12 3.13] [--dry-run-extras] [--json FILE]
+
+Looks for ``pythonX.Y`` on the PATH and among pyenv's versions; a version that is not there is reported as such. Each
+environment gets the wheel with its dependencies, the first one also the sdist afterwards. Exits with 1 when something
+fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "dist"
+MODEL = ROOT / "tests" / "corpus" / "repvgg.torchscript-17.onnx"
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+NEEDED = ("onnx_hyvit/py.typed", "onnx_hyvit/targets/ort-x86.toml", "licenses/LICENSE", "entry_points.txt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pythons", nargs="+", default=list(VERSIONS))
+    parser.add_argument("--dry-run-extras", action="store_true", help="also resolve every extra of setup.cfg")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    wheel, sdist = newest("*.whl"), newest("*.tar.gz")
+    report: dict[str, object] = {"wheel": wheel.name, "sdist": sdist.name, "missing_in_wheel": missing(wheel)}
+    results = {}
+    for version in options.pythons:
+        python = find_python(version)
+        results[version] = check(python, wheel, sdist if not results else None) if python else "not found"
+        print(f"Python {version}: {results[version]}", flush=True)
+    report["pythons"] = results
+    if options.dry_run_extras:
+        report["extras"] = {extra: resolve(wheel, extra) for extra in extras()}
+        print(report["extras"])
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    bad = [value for value in (*results.values(), *dict(report.get("extras", {})).values()) if "failed" in str(value)]
+    sys.exit(bool(bad or report["missing_in_wheel"]))
+
+
+def newest(pattern: str) -> Path:
+    found = sorted(DIST.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        sys.exit(f"{DIST}/{pattern}: nothing there; run `make dist`")
+    return found[-1]
+
+
+def missing(wheel: Path) -> list[str]:
+    """What the wheel should hold and does not."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    targets = [f"onnx_hyvit/targets/{path.name}" for path in (ROOT / "onnx_hyvit" / "targets").glob("*.toml")]
+    return [name for name in (*NEEDED, *targets) if not any(entry.endswith(name) for entry in names)]
+
+
+def find_python(version: str) -> str | None:
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for name in (f"python{version}", *map(str, pyenv)):
+        command = [name, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except OSError:
+            continue
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return name
+    return None
+
+
+def check(python: str, wheel: Path, sdist: Path | None) -> str:
+    """Install, run, and say how it went."""
+    with tempfile.TemporaryDirectory(prefix="check_dist_") as scratch:
+        folder = Path(scratch)
+        subprocess.run([python, "-m", "venv", str(folder / "env")], check=True)
+        for archive in filter(None, (wheel, sdist)):
+            pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+            again = ["--force-reinstall", "--no-deps"] if archive is sdist else []
+            failed = run([*pip, *again, str(archive)], folder) or use(folder)
+            if failed:
+                return f"failed with {archive.name}: {failed}"
+    return "wheel and sdist work" if sdist else "wheel works"
+
+
+def use(folder: Path) -> str | None:
+    """Run the installed program on a small model; what went wrong, or None."""
+    program = str(folder / "env" / "bin" / "onnx-hyvit")
+    np.savez(folder / "calib.npz", input=np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32))
+    output = folder / "int8.onnx"
+    quantize = [program, "quantize", str(MODEL), "-o", str(output), "--calib", str(folder / "calib.npz"), "-q"]
+    failed = run([program, "--version"], folder) or run(quantize, folder)
+    if failed or not output.is_file():
+        return failed or "no output"
+    demo = subprocess.run([program, "demo"], cwd=folder, capture_output=True, text=True)
+    clear = demo.returncode == 2 and "checkout" in demo.stderr and len(demo.stderr.strip().splitlines()) == 1
+    return None if clear else f"the demo outside of a checkout: {demo.stderr.strip()}"
+
+
+def run(command: list[str], folder: Path) -> str | None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
+
+
+def extras() -> list[str]:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return list(config["options.extras_require"])
+
+
+def resolve(wheel: Path, extra: str) -> str:
+    """Whether pip finds versions for the extra; nothing is installed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        f"{wheel}[{extra}]",
+    ]
+    failed = run(command, ROOT)
+    return f"failed: {failed}" if failed else "installable"
+
+
+if __name__ == "__main__":
+    main()
