@@ -26,7 +26,8 @@ from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
-from .placement import Plan, make_plan
+from .placement import Plan
+from .planning import decide
 from .recipes import find_recipe
 from .reconstruct import choose_granularity
 from .runtime import Progress, observe
@@ -101,7 +102,8 @@ def quantize(
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
+    decision = decide(prepared.model, prepared.shapes, target, config, _kept_float(prepared, config, names))
+    plan = decision.plan
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
     granularity = None
@@ -110,7 +112,7 @@ def quantize(
         granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
-        plan = _plan(prepared, target, config, kept)
+        plan = decide(prepared.model, prepared.shapes, target, config, kept, decision).plan
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     qparams |= weight_scales(prepared.model, plan, recipe)
@@ -122,6 +124,7 @@ def quantize(
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
+        "speed": decision.to_dict(),
         "granularity": granularity.to_dict() if granularity else None,
         "calibration": {
             "samples": len(source),
@@ -177,18 +180,6 @@ def _kept_float(prepared: Prepared, config: QuantConfig, names: frozenset[str]) 
         for node in prepared.model.graph.nodes
         if node.name in config.float_nodes
         or (node.name not in names and any(node.name.startswith(f"{name}_") for name in config.float_nodes))
-    )
-
-
-def _plan(prepared: Prepared, target: Target, config: QuantConfig, float_nodes: Sequence[str]) -> Plan:
-    return make_plan(
-        prepared.model,
-        prepared.shapes,
-        target,
-        weight_bits=config.weight_bits,
-        activation_bits=config.activation_bits,
-        residual=config.residual,
-        float_nodes=float_nodes,
     )
 
 

@@ -71,6 +71,13 @@ def quantize(
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level.")
     ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="balanced, speed or size: what stays float where int8 is slower.")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Profile of kernels (tools/profile_kernels.py).")] = None,
+    verify_speed: Annotated[
+        bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -89,6 +96,9 @@ def quantize(
         "threads": threads,
         "residual": residual,
         "verify": verify,
+        "objective": objective,
+        "profile": None if profile is None else str(profile),
+        "verify_speed": verify_speed,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:

@@ -19,6 +19,7 @@ else:  # pragma: no cover - the same module under its old name
     import tomli as tomllib
 
 RESIDUALS = ("auto", "float", "int8")
+OBJECTIVES = ("balanced", "speed", "size")
 OPSETS = range(17, 24)
 _BITS = re.compile(r"w(\d+)a(\d+)")
 
@@ -48,6 +49,11 @@ class QuantConfig:
         float_nodes: Names of nodes that must stay float, whatever the target says.
         rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
         verify: Run the finished model at every optimisation level and compare.
+        objective: ``balanced`` keeps float the regions that clearly lose time in int8, ``speed`` all that lose any,
+            ``size`` none; it needs a profile of kernels, without which the target's rules decide.
+        profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
+        verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
+            is not slower. Clocks decide, so two runs may differ.
     """
 
     recipe: str = "gains"
@@ -65,9 +71,13 @@ class QuantConfig:
     float_nodes: tuple[str, ...] = ()
     rewrite_layout: bool = True
     verify: bool = True
+    objective: str = "balanced"
+    profile: str | None = None
+    verify_speed: bool = False
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
+        _one_of("objective", self.objective, OBJECTIVES)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:

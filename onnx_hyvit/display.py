@@ -148,6 +148,7 @@ def quantized(report: dict[str, Any]) -> None:
     kept = list(plan["float_nodes"].items())
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     _float_reasons(out, kept)
+    _speed(out, report["speed"])
     _kernels(out, report["audit"])
     for finding in report["findings"]:
         out.print(f"  [yellow]note[/] {escape(finding)}")
@@ -158,6 +159,22 @@ def quantized(report: dict[str, Any]) -> None:
     )
     if report.get("output"):
         out.print(f"[bold green]Written[/] {escape(report['output'])}")
+
+
+def _speed(out: Console, speed: dict[str, Any]) -> None:
+    """What the cost model decided, when there is one."""
+    profile = speed["profile"]
+    if profile is None:
+        if speed["objective"] == "speed":
+            out.print(f"  [yellow]note[/] {escape(speed['note'])}; measure one with tools/profile_kernels.py")
+        return
+    where = f"{profile['cpu']}{' (borrowed for this target)' if profile['borrowed'] else ''}"
+    regions, predicted = len(speed["float_regions"]), speed["predicted_us"]
+    out.print(
+        f"  objective {speed['objective']}: {regions} regions stay float, on {escape(str(where))} about "
+        f"{predicted['chosen'] / 1e3:.2f} ms for what could be int8 (all int8 {predicted['int8'] / 1e3:.2f}, "
+        f"all float {predicted['float'] / 1e3:.2f})"
+    )
 
 
 def _float_reasons(out: Console, kept: list[tuple[str, str]]) -> None:

@@ -32,11 +32,13 @@ MAY_IMPORT = {
     "validate": {"graph", "runtime", "numerics", "audit"},
     "comparison": {"graph", "runtime", "calibration", "audit", "validate", "labels"},
     "display": set(),
+    "costs": {"graph", "placement"},
+    "planning": {"costs", "graph", "placement", "targets"},
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
-    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct"},
+    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "costs"},
     "rich": {"display"},
     "typer": {"cli"},
 }

@@ -5,7 +5,7 @@ from onnx import numpy_helper, parser
 
 from onnx_hyvit.errors import CalibrationError, ConfigError, ModelError
 from onnx_hyvit.numerics import Histogram, MinMax
-from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model
+from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model, profile_nodes
 
 
 def model(opset=18):
@@ -228,3 +228,15 @@ def test_timings_take_turns(values):
     assert [set(calls[i : i + 2]) for i in range(0, 10, 2)] == [{"a", "b"}] * 5
     with pytest.raises(ConfigError, match="runs must be"):
         benchmark({}, {}, runs=0)
+
+
+def test_profile_names_the_kernels_that_run(tiny_model, tiny_input):
+    name, shape = tiny_input
+    feeds = {name: np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)}
+    nodes = profile_nodes(tiny_model, feeds, runs=3, warmup=1)
+    assert {"Conv", "MatMul", "Softmax"} <= {node.op for node in nodes}
+    assert all(node.us >= 0 and node.outputs for node in nodes)
+    convolution = next(node for node in nodes if node.op == "Conv")
+    assert convolution.dtype == "float" and len(convolution.inputs[0]) == 4
+    with pytest.raises(ConfigError, match="quantile above 0"):
+        profile_nodes(tiny_model, feeds, quantile=0.0)

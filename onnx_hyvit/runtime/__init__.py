@@ -1,6 +1,7 @@
 """The only user of onnxruntime: sessions, timing, and observing the tensors of a model over data."""
 
 from .collect import Progress, collect
+from .node_times import NodeTime, profile_nodes
 from .observe import Observed, observe, observe_shapes
 from .saturation import sums_saturate
 from .session import (
@@ -15,6 +16,7 @@ from .session import (
 from .timing import Timing, benchmark
 
 __all__ = [
+    "NodeTime",
     "Observed",
     "OptimizationLevel",
     "Progress",
@@ -28,6 +30,7 @@ __all__ = [
     "observe",
     "observe_shapes",
     "optimized_model",
+    "profile_nodes",
     "runtime_reason",
     "sums_saturate",
 ]

@@ -106,6 +106,10 @@ class Session:
         except Exception as error:
             raise RuntimeFailure(f"{self.name}: cannot run ({runtime_reason(error)})") from error
 
+    def end_profiling(self) -> str:
+        """Stop the profiler that ``make_session`` turned on, and return the path of its JSON file."""
+        return str(self._session.end_profiling())
+
     def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
         known = self.input_names
         missing = [name for name in known if name not in feeds]
@@ -148,6 +152,7 @@ def make_session(
     save_optimized: str | os.PathLike[str] | None = None,
     external_folder: str | os.PathLike[str] | None = None,
     exact_sums: bool = True,
+    profile_prefix: str | os.PathLike[str] | None = None,
 ) -> Session:
     """A CPU session.
 
@@ -162,6 +167,7 @@ def make_session(
         external_folder: Where a model in memory finds its external data.
         exact_sums: Whether int8 sums are exact on every processor; False is the session that a user gets by default,
             whose sums can saturate on x86 without VNNI.
+        profile_prefix: Turns the profiler on; its file is named after this, see ``Session.end_profiling``.
 
     Raises:
         RuntimeFailure: The model cannot be loaded.
@@ -170,6 +176,9 @@ def make_session(
     options = _options(threads, optimize, log_level, {**(EXACT_SUMS if exact_sums else {}), **(config or {})})
     if save_optimized is not None:
         options.optimized_model_filepath = os.fspath(save_optimized)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile_prefix)
     if external_folder is not None:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(external_folder).absolute()))
     name = name or (Path(model).name if isinstance(model, (str, os.PathLike)) else "model")

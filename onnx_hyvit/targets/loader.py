@@ -19,7 +19,9 @@ else:  # pragma: no cover - the same module under its old name
 _FOLDER = Path(__file__).parent
 _TENSOR_KEYS = frozenset({"dtype", "scheme", "bits", "granularity"})
 _RULE_KEYS = frozenset({"min_channels", "depthwise", "depthwise_block", "unblocked_taps", "grouped", "attributes"})
-_OPTION_KEYS = frozenset({"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "opsets"})
+_OPTION_KEYS = frozenset(
+    {"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "opsets", "profile"}
+)
 _TOP_KEYS = frozenset(
     {"name", "description", "extends", "activation", "weight", "int8", "glue", "carried", "float", "options"}
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import TargetError
@@ -104,6 +104,7 @@ class Target:
             where the runtime would else run it in int8 against the plan.
         mismatched_pairs: Whether the runtime accepts a Q per channel with a DQ per tensor.
         opsets: Lowest and highest opset that the runtime takes.
+        profile: Name of the profile of kernels that ships for it (see ``onnx_hyvit.costs``), None without one.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Target:
     shield_float: bool = False
     mismatched_pairs: bool = False
     opsets: tuple[int, int] = (13, 23)
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
@@ -140,6 +142,11 @@ class Target:
                 seen[op] = group
         if not self.opsets[0] <= self.opsets[1]:
             raise TargetError(f"opsets {list(self.opsets)} must be [lowest, highest]")
+
+    def with_small_weights(self) -> Target:
+        """The target without the conditions that are about speed alone: whatever has a kernel may be int8."""
+        rules = {op: replace(rule, min_channels=1, depthwise_block=1) for op, rule in self.int8.items()}
+        return replace(self, int8=rules)
 
     def activation_spec(self, bits: int | None = None) -> QuantSpec:
         """Spec of an activation: one scale for the tensor."""
