@@ -24,6 +24,7 @@ from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
+from .keep_fast import Work, keep_fast
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .placement import Plan
@@ -102,7 +103,8 @@ def quantize(
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    decision = decide(prepared.model, prepared.shapes, target, config, _kept_float(prepared, config, names))
+    kept = _kept_float(prepared, config, names)
+    decision = decide(prepared.model, prepared.shapes, target, config, kept)
     plan = decision.plan
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
@@ -112,19 +114,29 @@ def quantize(
         granularity = choose_granularity(prepared.model, plan, source, threads=config.threads, progress=progress)
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
-        plan = decide(prepared.model, prepared.shapes, target, config, kept, decision).plan
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+        plan = decision.plan
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(proto, plan, source, recipe, threads=config.threads, progress=progress)
     qparams |= weight_scales(prepared.model, plan, recipe)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
-    findings = validate(quantized, proto, _first_feed(source), threads=config.threads) if config.verify else []
+    check = None
+    if config.verify_speed:
+        blocks = {block.name: block.nodes for block in prepared.structure.blocks}
+        work = Work(prepared.model, prepared.shapes, blocks, target, config, recipe, source, decision, kept, qparams)
+        quantized, plan, check = keep_fast(model, quantized, work, progress)
+    findings = (
+        validate(quantized, proto, _first_feed(source), threads=config.threads)
+        if config.verify and plan.int8_nodes
+        else []
+    )
     report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
-        "speed": decision.to_dict(),
+        "speed": {**decision.to_dict(), "check": check.to_dict() if check else None},
         "granularity": granularity.to_dict() if granularity else None,
         "calibration": {
             "samples": len(source),

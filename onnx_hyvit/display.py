@@ -163,7 +163,9 @@ def quantized(report: dict[str, Any]) -> None:
 
 def _speed(out: Console, speed: dict[str, Any]) -> None:
     """What the cost model decided, when there is one."""
-    profile = speed["profile"]
+    profile, check = speed["profile"], speed["check"]
+    if check is not None:
+        out.print(f"  [bold]timed here[/]: {_verdict(check)}")
     if profile is None:
         if speed["objective"] == "speed":
             out.print(f"  [yellow]note[/] {escape(speed['note'])}; measure one with tools/profile_kernels.py")
@@ -175,6 +177,20 @@ def _speed(out: Console, speed: dict[str, Any]) -> None:
         f"{predicted['chosen'] / 1e3:.2f} ms for what could be int8 (all int8 {predicted['int8'] / 1e3:.2f}, "
         f"all float {predicted['float'] / 1e3:.2f})"
     )
+
+
+def _verdict(check: dict[str, Any]) -> str:
+    """What ``--verify-speed`` found, in one line."""
+    before, now = check["speedup_before"]["median"], check["speedup"]["median"]
+    kept = sum(entry["kept"] for entry in check["blocks"])
+    return {
+        "faster": f"{now:.2f}x the speed of the float file",
+        "even": f"no difference from the float file beyond noise ({check['speedup']['low']:.2f}x to "
+        f"{check['speedup']['high']:.2f}x)",
+        "blocks": f"int8 was slower ({before:.2f}x); {kept} blocks went back to float: {now:.2f}x",
+        "float": f"int8 was slower ({before:.2f}x) and blocks did not help; the result is float, rewritten: {now:.2f}x",
+        "slower": f"nothing found is as fast as the float file; the fastest is written: {now:.2f}x",
+    }[str(check["verdict"])]
 
 
 def _float_reasons(out: Console, kept: list[tuple[str, str]]) -> None:

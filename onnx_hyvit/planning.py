@@ -48,6 +48,7 @@ def decide(
     config: QuantConfig,
     float_nodes: Collection[str] = (),
     earlier: Decision | None = None,
+    more_float: Mapping[str, str] | None = None,
 ) -> Decision:
     """Plan ``model`` for ``target`` and ``config.objective``.
 
@@ -58,13 +59,14 @@ def decide(
         config: Settings.
         float_nodes: Names of nodes that must stay float.
         earlier: Decision for the same model before an exact rewrite; its regions are kept instead of chosen anew.
+        more_float: More nodes to keep float, each with the reason.
 
     Returns:
         The decision; the same arguments give the same one.
     """
     if config.objective == "size":
         target = target.with_small_weights()
-    asked = dict.fromkeys(float_nodes, ASKED)
+    asked = {**(more_float or {}), **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
         profile = find_profile(target.profile, config.profile)
         plan = _plan(model, shapes, target, config, asked)

@@ -34,6 +34,20 @@ MAY_IMPORT = {
     "display": set(),
     "costs": {"graph", "placement"},
     "planning": {"costs", "graph", "placement", "targets"},
+    "speed_check": {"runtime"},
+    "keep_fast": {
+        "calibrate",
+        "calibration",
+        "graph",
+        "insert_qdq",
+        "numerics",
+        "placement",
+        "planning",
+        "recipes",
+        "runtime",
+        "speed_check",
+        "targets",
+    },
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},

@@ -1,7 +1,8 @@
 """What it costs to go from one unit to the next: Q/DQ pairs, and changes between the data layouts of kernels.
 
 Float convolutions work on blocks of channels, int8 convolutions on channels last, everything else on what the file
-says; element-wise operators and pooling take over the layout of the convolution beside them.
+says; element-wise operators and pooling take over the layout of the convolution beside them. Transpositions move
+through an element-wise operator that stays float anyway: nothing is paid between it and an int8 convolution.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from .kernels import FLOAT_BLOCK, Shape, Work, kernel_name
 from .profile import Profile
 from .units import Unit, elements
 
-PLAIN, BLOCKED, LAST = "plain", "blocked", "channels last"
+PLAIN, BLOCKED, LAST, ANY = "plain", "blocked", "channels last", "any"
 FOLLOWERS = frozenset({"Add", "Mul", "Sigmoid", "Relu", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "LeakyRelu"})
+ELEMENTWISE = frozenset(
+    {"Gelu", "Erf", "HardSwish", "HardSigmoid", "Tanh", "Sub", "Div", "Neg", "Sqrt", "Softplus", "Sum"}
+)
 Table = tuple[tuple[float, float], tuple[float, float]]  # [producer is int8][consumer is int8] -> us
 
 
-def layout_of(node: gs.Node | None, int8: bool, shapes: Mapping[str, Shape]) -> str:
+def layout_of(node: gs.Node | None, int8: bool, is_free: bool, shapes: Mapping[str, Shape]) -> str:
     """Layout of the maps that ``node`` reads and writes; PLAIN outside of convolutions and what follows them."""
     if node is None:
         return PLAIN
+    if node.op in ELEMENTWISE or (not is_free and node.op in FOLLOWERS):
+        return ANY
     convolutional = node.op == "Conv" or (node.op in FOLLOWERS and _beside_convolution(node))
     if not convolutional:
         return PLAIN
@@ -50,7 +56,7 @@ def border(
     tensor: gs.Tensor,
     producer: gs.Node | None,
     consumer: gs.Node | None,
-    unit: Unit | None,
+    units: tuple[Unit, Unit],
     shapes: Mapping[str, Shape],
     profile: Profile,
     dequantized: bool,
@@ -61,7 +67,7 @@ def border(
         tensor: What ``producer`` writes and ``consumer`` reads.
         producer: None for a graph input.
         consumer: None for a graph output.
-        unit: Unit of the consumer: a float SiLU behind a DQ is two kernels and two DQs instead of one kernel.
+        units: Units of the two. A float SiLU behind a DQ is two kernels and two DQs instead of one kernel.
         shapes: Concrete shapes.
         profile: Costs.
         dequantized: Whether a DQ follows an int8 producer; a linear layer that only float nodes read has none.
@@ -72,14 +78,18 @@ def border(
     def change(from_int8: bool, to_int8: bool) -> float:
         if not moved:
             return 0.0
-        layouts = layout_of(producer, from_int8, shapes), layout_of(consumer, to_int8, shapes)
-        if layouts[0] == layouts[1]:
+        layouts = (
+            layout_of(producer, from_int8, units[0].is_free, shapes),
+            layout_of(consumer, to_int8, units[1].is_free, shapes),
+        )
+        if layouts[0] == layouts[1] or (ANY in layouts and BLOCKED not in layouts):
             return 0.0
         cost = _us(profile, "Reorder", False, size) if BLOCKED in layouts else 0.0
         return cost + (_us(profile, "Transpose", True, size) if LAST in layouts else 0.0)
 
     dequantize = _us(profile, "DequantizeLinear", False, size) if dequantized else 0.0
-    if unit is not None and unit.is_silu and dequantized:
+    unit = units[1]
+    if unit.is_silu and dequantized:
         apart = _us(profile, "Sigmoid", False, size) + _us(profile, "Mul", False, 2 * size, size)
         dequantize = 2 * dequantize + max(0.0, apart - unit.float_us)
     return (change(False, False), change(False, True)), (change(True, False) + dequantize, change(True, True))

@@ -144,8 +144,8 @@ def _state(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Pr
         readers = {end: node for end, node in sorted(readers.items()) if end != start or end == 0}
         dequantized = tensor.name in plan.activations
         for end, consumer in readers.items():
-            unit = problem.units[end]
-            table = border(tensor, producer, consumer, unit, shapes, profile, dequantized)
+            units = problem.units[start], problem.units[end]
+            table = border(tensor, producer, consumer, units, shapes, profile, dequantized)
             _add(problem.tables.setdefault((start, end), [[0.0, 0.0], [0.0, 0.0]]), table)
         on_codes = tuple(end for end in readers if problem.units[end].is_free)
         if on_codes and dequantized:

@@ -5,6 +5,7 @@ from .node_times import NodeTime, profile_nodes
 from .observe import Observed, observe, observe_shapes
 from .saturation import sums_saturate
 from .session import (
+    ModelSource,
     OptimizationLevel,
     RuntimeFailure,
     Session,
@@ -13,13 +14,15 @@ from .session import (
     optimized_model,
     runtime_reason,
 )
-from .timing import Timing, benchmark
+from .timing import Ratio, Timing, benchmark, paired_ratio, summarise, take_turns
 
 __all__ = [
+    "ModelSource",
     "NodeTime",
     "Observed",
     "OptimizationLevel",
     "Progress",
+    "Ratio",
     "RuntimeFailure",
     "Session",
     "TensorInfo",
@@ -30,7 +33,10 @@ __all__ = [
     "observe",
     "observe_shapes",
     "optimized_model",
+    "paired_ratio",
     "profile_nodes",
     "runtime_reason",
+    "summarise",
     "sums_saturate",
+    "take_turns",
 ]
