@@ -26,7 +26,7 @@ from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .keep_fast import Work, keep_fast
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
-from .passes.layout import LAYOUT
+from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
 from .planning import decide
 from .recipes import find_recipe
@@ -105,6 +105,8 @@ def quantize(
     prepared = prepare(loaded, config)
     kept = _kept_float(prepared, config, names)
     decision = decide(prepared.model, prepared.shapes, target, config, kept)
+    if run_passes(prepared.model, [unpad_stem(decision.plan.float_nodes)])[0].count:
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
     plan = decision.plan
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
