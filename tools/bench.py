@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=12.0, help="time for the turns of one model and setting")
     parser.add_argument("--runs", type=int, default=200, help="turns at most")
+    parser.add_argument("--loads", type=int, default=3, help="processes whose load time and memory are taken")
     parser.add_argument("--few", action="store_true", help="float, the best of onnxruntime and ours by default only")
     parser.add_argument("--export-python", help="interpreter with torch and timm, to export missing models")
     parser.add_argument("--nncf-python", help="interpreter with NNCF")
@@ -68,7 +69,7 @@ def measure(
 ) -> dict[str, Any]:
     """All numbers of one model."""
     row: dict[str, Any] = {"name": model.name, "shape": list(model.shape), "failed": failed}
-    row["footprint"] = {form: measure_footprint(model, path) for form, path in files.items()}
+    row["footprint"] = {form: measure_footprint(model, path, arguments.loads) for form, path in files.items()}
     row["latency"] = {
         str(threads): measure_latency(model, files, threads, arguments.seconds, arguments.runs)
         for threads in arguments.threads

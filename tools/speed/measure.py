@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from onnx_hyvit.runtime import RuntimeFailure, make_session, paired_ratio, summa
 from .models import BenchModel
 
 CHILD = Path(__file__).with_name("child.py")
-LOADS = 3
 BASE = "float"
 
 
@@ -23,6 +23,8 @@ def measure_latency(
     model: BenchModel, files: Mapping[str, Path], threads: int, seconds: float, runs: int
 ) -> dict[str, dict[str, float]]:
     """Latency of each form, and its speed-up over float from paired runs.
+
+    One thread is measured in processor time, which other processes on the machine disturb little; more in wall time.
 
     Args:
         model: Gives the input.
@@ -35,7 +37,9 @@ def measure_latency(
         Form -> ``ms``, ``p10_ms``, ``p90_ms``, ``runs``, ``speedup``, ``speedup_low``, ``speedup_high`` (95 %).
     """
     sessions = {form: make_session(path, threads=threads, exact_sums=False, name=form) for form, path in files.items()}
-    taken = take_turns(sessions, {model.input: model.images(model.shape[0])}, runs, warmup=3, seconds=seconds)
+    images = {model.input: model.images(model.shape[0])}
+    clock = time.process_time if threads == 1 else time.perf_counter
+    taken = take_turns(sessions, images, runs, warmup=3, seconds=seconds, clock=clock)
     results = {}
     for form, latencies in taken.items():
         timing, ratio = summarise(latencies), paired_ratio(taken[BASE], latencies)
@@ -51,11 +55,11 @@ def measure_latency(
     return results
 
 
-def measure_footprint(model: BenchModel, path: Path) -> dict[str, Any]:
-    """Bytes of the file, median load time of ``LOADS`` processes, and how far their memory grew at most."""
+def measure_footprint(model: BenchModel, path: Path, loads: int) -> dict[str, Any]:
+    """Bytes of the file, median load time of ``loads`` processes, and how far their memory grew at most."""
     command = [sys.executable, str(CHILD), str(path), model.input, *map(str, model.shape)]
     found = []
-    for _ in range(LOADS):
+    for _ in range(loads):
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout))
     return {

@@ -41,7 +41,8 @@ def machine_line(results: Mapping[str, Any]) -> str:
     vnni = "with VNNI" if machine["vnni"] else "without VNNI"
     return (
         f"{machine['cpu']} {vnni}, ONNX Runtime {machine['onnxruntime']}, target {settings['target']}. "
-        "Speed-up over float (above 1 is faster): median of paired runs that take turns, and latency in ms."
+        "Speed-up over float (above 1 is faster): median of paired runs that take turns, and latency in ms; one "
+        "thread in processor time, more in wall time."
     )
 
 
