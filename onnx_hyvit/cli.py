@@ -78,6 +78,13 @@ def quantize(
     cache: Annotated[
         bool | None, typer.Option("--cache/--no-cache", help="Keep finished blocks, to go on after an interruption.")
     ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="balanced, speed or size: what stays float where int8 is slower.")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Profile of kernels (tools/profile_kernels.py).")] = None,
+    verify_speed: Annotated[
+        bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -99,6 +106,9 @@ def quantize(
         "residual": residual,
         "verify": verify,
         "cache": cache,
+        "objective": objective,
+        "profile": None if profile is None else str(profile),
+        "verify_speed": verify_speed,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:

@@ -14,6 +14,7 @@ from .checked import check_field_types, read_toml
 from .errors import ConfigError
 
 RESIDUALS = ("auto", "float", "int8")
+OBJECTIVES = ("balanced", "speed", "size")
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
@@ -66,6 +67,11 @@ class QuantConfig:
         rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
         verify: Run the finished model at every optimisation level and compare.
         cache: Keep the results of finished blocks until the run ends, so that an interrupted one goes on from there.
+        objective: ``balanced`` keeps float the regions that clearly lose time in int8, ``speed`` all that lose any,
+            ``size`` none; it needs a profile of kernels, without which the target's rules decide.
+        profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
+        verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
+            is not slower. Clocks decide, so two runs may differ.
     """
 
     recipe: str = "gains"
@@ -85,9 +91,13 @@ class QuantConfig:
     rewrite_layout: bool = True
     verify: bool = True
     cache: bool = True
+    objective: str = "balanced"
+    profile: str | None = None
+    verify_speed: bool = False
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
+        _one_of("objective", self.objective, OBJECTIVES)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:

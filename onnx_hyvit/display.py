@@ -155,6 +155,7 @@ def quantized(report: dict[str, Any]) -> None:
     kept = list(plan["float_nodes"].items())
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     _float_reasons(out, kept)
+    _speed(out, report["speed"])
     _kernels(out, report["audit"])
     for finding in report["findings"]:
         out.print(f"  [yellow]note[/] {escape(finding)}")
@@ -165,6 +166,38 @@ def quantized(report: dict[str, Any]) -> None:
     )
     if report.get("output"):
         out.print(f"[bold green]Written[/] {escape(report['output'])}")
+
+
+def _speed(out: Console, speed: dict[str, Any]) -> None:
+    """What the cost model decided, when there is one."""
+    profile, check = speed["profile"], speed["check"]
+    if check is not None:
+        out.print(f"  [bold]timed here[/]: {_verdict(check)}")
+    if profile is None:
+        if speed["objective"] == "speed":
+            out.print(f"  [yellow]note[/] {escape(speed['note'])}; measure one with tools/profile_kernels.py")
+        return
+    where = f"{profile['cpu']}{' (borrowed for this target)' if profile['borrowed'] else ''}"
+    regions, predicted = len(speed["float_regions"]), speed["predicted_us"]
+    out.print(
+        f"  objective {speed['objective']}: {regions} regions stay float, on {escape(str(where))} about "
+        f"{predicted['chosen'] / 1e3:.2f} ms for what could be int8 (all int8 {predicted['int8'] / 1e3:.2f}, "
+        f"all float {predicted['float'] / 1e3:.2f})"
+    )
+
+
+def _verdict(check: dict[str, Any]) -> str:
+    """What ``--verify-speed`` found, in one line."""
+    before, now = check["speedup_before"]["median"], check["speedup"]["median"]
+    kept = sum(entry["kept"] for entry in check["blocks"])
+    return {
+        "faster": f"{now:.2f}x the speed of the float file",
+        "even": f"no difference from the float file beyond noise ({check['speedup']['low']:.2f}x to "
+        f"{check['speedup']['high']:.2f}x)",
+        "blocks": f"int8 was slower ({before:.2f}x); {kept} blocks went back to float: {now:.2f}x",
+        "float": f"int8 was slower ({before:.2f}x) and blocks did not help; the result is float, rewritten: {now:.2f}x",
+        "slower": f"nothing found is as fast as the float file; the fastest is written: {now:.2f}x",
+    }[str(check["verdict"])]
 
 
 def _float_reasons(out: Console, kept: list[tuple[str, str]]) -> None:

@@ -121,3 +121,19 @@ def test_shared_names_stand_for_shared_values(result, tiny_model: Path, feeds) -
     report = onnx_hyvit.compare(onnx.load(tiny_model), result.model, feeds, samples=4, runs=2)
     assert len(report["tensors"]) > 30
     assert report["tensors"][0]["sqnr_db"] > 3
+
+
+def test_verify_speed_reports_what_it_did_and_writes_a_model_that_runs(tiny_model, tiny_data, tmp_path, monkeypatch):
+    from onnx_hyvit import speed_check
+
+    monkeypatch.setattr(speed_check, "RUNS", 6)
+    config = QuantConfig(recipe="minmax", samples=4, verify=False, verify_speed=True, threads=1)
+    for slower in (False, True):
+        ratios = iter([0.5] + [2.0] * 99) if slower else iter([2.0])
+        monkeypatch.setattr(speed_check, "_ratio", lambda *_, ratios=ratios: speed_check.Ratio(*[next(ratios)] * 3))
+        result = onnx_hyvit.quantize(tiny_model, tmp_path / "a.onnx", calibration=tiny_data, config=config)
+        check = result.report["speed"]["check"]
+        assert check["verdict"] == ("blocks" if slower else "faster")
+        assert all(entry["kept"] for entry in check["blocks"])
+        kinds = {node.op_type for node in result.model.graph.node}
+        assert ("QuantizeLinear" in kinds) is not slower, "every block was faster in float"

@@ -287,3 +287,17 @@ def test_ctrl_c_leaves_no_partial_file(tiny_model: Path, tiny_data: Path, tmp_pa
         onnx.checker.check_model(onnx.load(output), full_check=True)
     else:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_objective_says_what_the_costs_decided(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    common = ("quantize", tiny_model, "--calib", tiny_data, "--samples", 4, "--recipe", "minmax", "--no-verify")
+    done = run_cli(*common, "-o", tmp_path / "a.onnx", "--target", "ort-x86-avx2", "--objective", "speed")
+    assert done.returncode == 0, done.stderr
+    assert "objective speed:" in done.stdout and "us more than float" in done.stdout
+    without = run_cli(*common, "-o", tmp_path / "b.onnx", "--objective", "speed")
+    assert "its rules decide" in without.stdout
+    bad = tmp_path / "bad.json"
+    bad.write_text("{}")
+    assert_one_line_error(run_cli(*common, "-o", tmp_path / "c.onnx", "--profile", bad), "bad.json", "not a profile")
+    assert_one_line_error(run_cli(*common, "-o", tmp_path / "c.onnx", "--objective", "fast"), "objective 'fast'")
+    assert not (tmp_path / "c.onnx").exists()

@@ -52,13 +52,29 @@ MAY_IMPORT = {
     "evidence": {"calibration", "comparison", "diagnosis", "graph", "numerics", "runtime"},
     "report": {"graph"},
     "display_debug": {"display"},
+    "costs": {"graph", "placement"},
+    "planning": {"costs", "graph", "placement", "targets"},
+    "speed_check": {"runtime"},
+    "keep_fast": {
+        "calibrate",
+        "calibration",
+        "graph",
+        "insert_qdq",
+        "numerics",
+        "placement",
+        "planning",
+        "recipes",
+        "runtime",
+        "speed_check",
+        "targets",
+    },
 }
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
     "rich": {"display", "display_deploy", "display_debug"},
     "typer": {"cli", "cli_deploy"},
-    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis"},
+    "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis", "costs"},
     "matplotlib": {"report"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}

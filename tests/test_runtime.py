@@ -6,7 +6,7 @@ from onnx import numpy_helper, parser
 
 from onnx_hyvit.errors import CalibrationError, ConfigError, ModelError
 from onnx_hyvit.numerics import Histogram, MinMax
-from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model
+from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model, profile_nodes
 from onnx_hyvit.runtime.unshare import unshare_weights
 
 
@@ -248,3 +248,15 @@ def test_a_weight_that_two_layers_read_is_no_obstacle_to_exact_sums():
     own = unshare_weights(proto)
     assert [node.op_type for node in own.graph.node].count("DequantizeLinear") == 6
     np.testing.assert_array_equal(make_session(own, optimize="none").run(feeds)["y"], exact)
+
+
+def test_profile_names_the_kernels_that_run(tiny_model, tiny_input):
+    name, shape = tiny_input
+    feeds = {name: np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)}
+    nodes = profile_nodes(tiny_model, feeds, runs=3, warmup=1)
+    assert {"Conv", "MatMul", "Softmax"} <= {node.op for node in nodes}
+    assert all(node.us >= 0 and node.outputs for node in nodes)
+    convolution = next(node for node in nodes if node.op == "Conv")
+    assert convolution.dtype == "float" and len(convolution.inputs[0]) == 4
+    with pytest.raises(ConfigError, match="quantile above 0"):
+        profile_nodes(tiny_model, feeds, quantile=0.0)

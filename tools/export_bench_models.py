@@ -51,8 +51,8 @@ def _disturb_constants(model: object) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def export(name: str, size: int, opset: int = 20, dynamic: bool = False) -> onnx.ModelProto:
-    """Build ``name`` with random weights and export it through TorchScript, input [1, 3, size, size]."""
+def export(name: str, size: int, opset: int = 20, dynamic: bool = False, batch: int = 1) -> onnx.ModelProto:
+    """Build ``name`` with random weights and export it through TorchScript, input [batch, 3, size, size]."""
     import timm
     import torch
 
@@ -64,7 +64,7 @@ def export(name: str, size: int, opset: int = 20, dynamic: bool = False) -> onnx
     buffer = io.BytesIO()
     torch.onnx.export(
         model,
-        (torch.randn(1, 3, size, size),),
+        (torch.randn(batch, 3, size, size),),
         buffer,
         opset_version=opset,
         dynamo=False,
@@ -82,14 +82,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="input height and width; each model's own when left out")
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--dynamic", action="store_true", help="leave the batch dimension free")
+    parser.add_argument("--batch", type=int, default=1, help="fixed batch size")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
         size = arguments.size or SIZES.get(name, 224)
         suffix = f"_{size}" if arguments.size else ""
+        suffix += f"_batch{arguments.batch}" if arguments.batch > 1 else ""
         path = arguments.out / f"{name}{suffix}{'_dynamic' if arguments.dynamic else ''}.onnx"
         if not path.exists():
-            onnx.save(export(name, size, arguments.opset, arguments.dynamic), path)
+            onnx.save(export(name, size, arguments.opset, arguments.dynamic, arguments.batch), path)
         print(path)
 
 

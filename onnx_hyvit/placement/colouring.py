@@ -87,7 +87,7 @@ def colour_nodes(
     shapes: Mapping[str, tuple[int, ...]],
     target: Target,
     residual: str,
-    float_names: frozenset[str],
+    float_names: Mapping[str, str],
     int8_names: frozenset[str],
 ) -> Colouring:
     """Colour every node of ``graph`` (see the module); see ``make_plan`` for the arguments."""
@@ -95,7 +95,7 @@ def colour_nodes(
     for node in graph.nodes:
         if node.name in state.colours:
             continue
-        reason = "asked to stay float" if node.name in float_names else _refuse(state, node, residual, int8_names)
+        reason = float_names.get(node.name) or _refuse(state, node, residual, int8_names)
         state.colours[node.name] = FLOAT if reason else CARRIED if node.op in target.carried else INT8
         if reason:
             state.reasons[node.name] = reason
@@ -182,7 +182,7 @@ def _refuse_carried(state: Colouring, node: gs.Node, rule: OpRule) -> str | None
     return "its second output is used" if node.op == "MaxPool" and len(node.outputs) > 1 else None
 
 
-def _absorb_followers(state: Colouring, node: gs.Node, float_names: frozenset[str]) -> None:
+def _absorb_followers(state: Colouring, node: gs.Node, float_names: Mapping[str, str]) -> None:
     """Absorb the bias Add behind a MatMul, then one Relu or Clip, when nothing else reads the tensor between."""
     unit = state.weighted.get(node.name)
     if unit is not None and node.op == "MatMul" and unit.axis is not None:
@@ -210,7 +210,7 @@ def _limits_known(node: gs.Node) -> bool:
     return all(scalar_of(tensor) is not None for tensor in node.inputs[1:] if tensor.name)
 
 
-def _carry_backwards(state: Colouring, float_names: frozenset[str]) -> None:
+def _carry_backwards(state: Colouring, float_names: Mapping[str, str]) -> None:
     """Let movement in front of int8 nodes work on codes: quantize before it, not after."""
     for node in reversed(state.graph.nodes):
         if state.is_int8(node) or node.op not in state.target.carried or node.name in float_names:

@@ -14,6 +14,8 @@ from ..targets import Target
 from .colouring import CARRIED, INT8, Colouring, colour_nodes
 from .plan import BiasSpec, Plan
 
+ASKED = "asked to stay float"
+
 
 def make_plan(
     model: Model,
@@ -23,7 +25,7 @@ def make_plan(
     weight_bits: int = 8,
     activation_bits: int = 8,
     residual: str = "auto",
-    float_nodes: Collection[str] = (),
+    float_nodes: Collection[str] | Mapping[str, str] = (),
     int8_nodes: Collection[str] = (),
 ) -> Plan:
     """Decide which tensors are quantized.
@@ -35,7 +37,7 @@ def make_plan(
         weight_bits: Bits of a weight code, 2 to 8; the target may allow fewer.
         activation_bits: Bits of an activation code, 2 to 8.
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
-        float_nodes: Names of nodes that stay float whatever the target says.
+        float_nodes: Names of nodes that stay float whatever the target says, in a mapping each with its reason.
         int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
 
     Returns:
@@ -46,7 +48,8 @@ def make_plan(
     """
     _check_names(model.graph, float_nodes, int8_nodes)
     mode = target.residual if residual == "auto" else residual
-    colours = colour_nodes(model.graph, shapes, target, mode, frozenset(float_nodes), frozenset(int8_nodes))
+    reasons = dict(float_nodes) if isinstance(float_nodes, Mapping) else dict.fromkeys(float_nodes, ASKED)
+    colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes))
     activations, tied = _activations(model.graph, colours, target, activation_bits)
     return Plan(
         target=target.name,

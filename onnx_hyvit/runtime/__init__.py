@@ -2,10 +2,12 @@
 
 from .collect import Progress, collect
 from .memory import live_bytes, samples_that_fit
+from .node_times import NodeTime, profile_nodes
 from .observe import Observed, observe, observe_shapes
 from .ort_format import INT8_OPTION, REPLAY_OPTION, Conversion, convert_to_ort, parse_operators
 from .saturation import sums_saturate
 from .session import (
+    ModelSource,
     OptimizationLevel,
     RuntimeFailure,
     Session,
@@ -14,15 +16,18 @@ from .session import (
     optimized_model,
     runtime_reason,
 )
-from .timing import Timing, benchmark
+from .timing import Ratio, Timing, benchmark, paired_ratio, summarise, take_turns
 
 __all__ = [
     "INT8_OPTION",
     "REPLAY_OPTION",
     "Conversion",
+    "ModelSource",
+    "NodeTime",
     "Observed",
     "OptimizationLevel",
     "Progress",
+    "Ratio",
     "RuntimeFailure",
     "Session",
     "TensorInfo",
@@ -35,8 +40,12 @@ __all__ = [
     "observe",
     "observe_shapes",
     "optimized_model",
+    "paired_ratio",
     "parse_operators",
+    "profile_nodes",
     "runtime_reason",
     "samples_that_fit",
+    "summarise",
     "sums_saturate",
+    "take_turns",
 ]

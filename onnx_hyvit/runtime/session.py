@@ -107,6 +107,10 @@ class Session:
         except Exception as error:
             raise RuntimeFailure(f"{self.name}: cannot run ({runtime_reason(error)})") from error
 
+    def end_profiling(self) -> str:
+        """Stop the profiler that ``make_session`` turned on, and return the path of its JSON file."""
+        return str(self._session.end_profiling())
+
     def _check_names(self, feeds: Mapping[str, np.ndarray]) -> None:
         known = self.input_names
         missing = [name for name in known if name not in feeds]
@@ -151,6 +155,7 @@ def make_session(
     exact_sums: bool = True,
     disabled_optimizers: Sequence[str] = (),
     arena: bool = True,
+    profile_prefix: str | os.PathLike[str] | None = None,
 ) -> Session:
     """A CPU session.
 
@@ -167,6 +172,7 @@ def make_session(
             whose sums can saturate on x86 without VNNI.
         disabled_optimizers: Names of graph transformers of ONNX Runtime to leave out.
         arena: Keep freed memory for the next run; False gives it back to the system.
+        profile_prefix: Turns the profiler on; its file is named after this, see ``Session.end_profiling``.
 
     Raises:
         RuntimeFailure: The model cannot be loaded.
@@ -176,6 +182,9 @@ def make_session(
     options.enable_cpu_mem_arena = arena
     if save_optimized is not None:
         options.optimized_model_filepath = os.fspath(save_optimized)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile_prefix)
     if external_folder is not None:
         options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(external_folder).absolute()))
     name = name or (Path(model).name if isinstance(model, (str, os.PathLike)) else "model")
@@ -204,6 +213,7 @@ def make_session(
             external_folder=external_folder or _folder_of(model),
             disabled_optimizers=disabled_optimizers,
             arena=arena,
+            profile_prefix=profile_prefix,
         )
     raise RuntimeFailure(f"{name}: cannot be loaded ({runtime_reason(failure)})") from failure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checked import check_field_types
@@ -117,6 +117,7 @@ class Target:
         session: Session config entries with which ONNX Runtime optimises the graph on any machine as it does on a
             processor of this target.
         opsets: Lowest and highest opset that the runtime takes.
+        profile: Name of the profile of kernels that ships for it (see ``onnx_hyvit.costs``), None without one.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Target:
     cpu_kernels: bool = True
     session: Mapping[str, str] = field(default_factory=dict)
     opsets: tuple[int, int] = (13, 23)
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         check_field_types(self, TargetError)
@@ -158,6 +160,11 @@ class Target:
                 seen[op] = group
         if not self.opsets[0] <= self.opsets[1]:
             raise TargetError(f"opsets {list(self.opsets)} must be [lowest, highest]")
+
+    def with_small_weights(self) -> Target:
+        """The target without the conditions that are about speed alone: whatever has a kernel may be int8."""
+        rules = {op: replace(rule, min_channels=1, depthwise_block=1) for op, rule in self.int8.items()}
+        return replace(self, int8=rules)
 
     def activation_spec(self, bits: int | None = None) -> QuantSpec:
         """Spec of an activation: one scale for the tensor."""

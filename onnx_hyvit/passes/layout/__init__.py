@@ -7,7 +7,16 @@ decides by measured accuracy whether to run them.
 from __future__ import annotations
 
 from ..infrastructure import GraphPass
-from . import channels_last_region, compose_movement, gelu_to_sigmoid, pad_stem, split_linear, unpack_heads
+from . import (
+    channels_last_region,
+    compose_movement,
+    gelu_to_sigmoid,
+    pad_stem,
+    resize_to_matmul,
+    split_linear,
+    unpack_heads,
+)
+from .unpad_stem import unpad_stem
 
 LAYOUT: tuple[GraphPass, ...] = (
     unpack_heads.PASS,
@@ -15,7 +24,9 @@ LAYOUT: tuple[GraphPass, ...] = (
     channels_last_region.PASS,
     compose_movement.PASS,
     pad_stem.PASS,
+    resize_to_matmul.PASS,
 )
+# After placement, for the nodes that it keeps float: ``unpad_stem(names)``.
 APPROXIMATE: tuple[GraphPass, ...] = (gelu_to_sigmoid.PASS,)
 
-__all__ = ["APPROXIMATE", "LAYOUT"]
+__all__ = ["APPROXIMATE", "LAYOUT", "unpad_stem"]

@@ -1,0 +1,20 @@
+"""What nodes cost in float and in int8 on a measured processor, and which regions are faster left in float."""
+
+from .choose import Choice, Region, choose_float
+from .fit import fit_kernel
+from .kernels import Work, kernel_of_event, work_of
+from .profile import Kernel, Profile, find_profile, load_profile
+
+__all__ = [
+    "Choice",
+    "Kernel",
+    "Profile",
+    "Region",
+    "Work",
+    "choose_float",
+    "find_profile",
+    "fit_kernel",
+    "kernel_of_event",
+    "load_profile",
+    "work_of",
+]

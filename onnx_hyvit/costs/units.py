@@ -1,0 +1,143 @@
+"""Units that are int8 or float as a whole, and what each costs either way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from ..graph.edit import constant_of
+from ..placement import Plan
+from .kernels import Shape, Work, convolution_kind, kernel_name, work_of
+from .profile import Profile
+
+MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "Identity"})
+FREE_MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+CHANNELS_LAST = ([0, 2, 3, 1], [0, 3, 1, 2])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Nodes that share one choice: a layer with what it absorbed, or a SiLU.
+
+    Args:
+        nodes: Its nodes; the first names it.
+        is_free: Whether the plan lets it be int8; if not, it is float.
+        float_us: Microseconds in float.
+        int8_us: Microseconds on codes; 0 where it is not free.
+    """
+
+    nodes: tuple[gs.Node, ...]
+    is_free: bool
+    float_us: float = 0.0
+    int8_us: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the unit in messages."""
+        return str(self.nodes[0].name)
+
+    @property
+    def is_silu(self) -> bool:
+        """Whether it is ``x * sigmoid(x)``, one kernel in float and two in int8."""
+        return len(self.nodes) == 2 and self.nodes[0].op == "Sigmoid" and self.nodes[1].op == "Mul"
+
+
+def find_units(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> list[Unit]:
+    """The units of a graph in order; a unit whose cost the profile does not know is not free."""
+    on_codes = {*plan.int8_nodes, *plan.carried_nodes}
+    followers: dict[str, list[gs.Node]] = {}
+    for node in graph.nodes:
+        if node.name in plan.absorbed:
+            followers.setdefault(plan.absorbed[node.name], []).append(node)
+    units, taken = [], set(plan.absorbed)
+    for node in graph.nodes:
+        if node.name in taken:
+            continue
+        product = _gated_product(node)
+        same_side = product is not None and (node.name in on_codes) == (product.name in on_codes)
+        if product is not None and same_side and product.name not in taken:
+            nodes: tuple[gs.Node, ...] = (node, product, *followers.get(product.name, ()))
+        else:
+            nodes = (node, *followers.get(node.name, ()))
+        taken.update(member.name for member in nodes)
+        units.append(_with_costs(nodes, node.name in on_codes, shapes, profile))
+    return units
+
+
+def _gated_product(node: gs.Node) -> gs.Node | None:
+    """The Mul of ``x * sigmoid(x)`` when ``node`` is its Sigmoid."""
+    if node.op != "Sigmoid" or len(node.outputs[0].outputs) != 1:
+        return None
+    user = node.outputs[0].outputs[0]
+    others = [tensor for tensor in user.inputs if tensor is not node.outputs[0]]
+    return user if user.op == "Mul" and len(others) == 1 and others[0] is node.inputs[0] else None
+
+
+def _with_costs(nodes: tuple[gs.Node, ...], is_free: bool, shapes: Mapping[str, Shape], profile: Profile) -> Unit:
+    unit = Unit(nodes, is_free)
+    if not is_free:
+        return unit
+    if unit.is_silu:
+        work = _work("Silu", nodes[0], shapes)
+        costs = [profile.us(kernel_name("Silu", False), work) if work else None]
+        eight = [_node_us(node, True, shapes, profile) for node in nodes[:2]]
+    else:
+        costs = [_node_us(nodes[0], False, shapes, profile)]
+        eight = [_node_us(nodes[0], True, shapes, profile)]
+    if any(cost is None for cost in costs + eight):
+        return Unit(nodes, False)
+    return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight))
+
+
+def _node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Profile) -> float | None:
+    """Microseconds of one node, None when a shape or the kernel is unknown."""
+    if node.op in FREE_MOVES:
+        return profile.us(kernel_name("Move", int8), Work())
+    if int8 and node.op == "Transpose" and _meets_convolution(node):
+        return 0.0
+    op = "Move" if node.op in MOVES else "Gemm" if node.op == "MatMul" and weight_shape(node) else node.op
+    detail = ""
+    if op == "Conv":
+        weight = weight_shape(node)
+        if weight is None:
+            return None
+        detail = convolution_kind(weight, int(node.attrs.get("group", 1)), int8)
+    work = _work(op, node, shapes)
+    return None if work is None else profile.us(kernel_name(op, int8, detail), work)
+
+
+def _meets_convolution(node: gs.Node) -> bool:
+    """Whether a transposition to or from channels-last meets an int8 convolution, which wants just that order."""
+    if list(node.attrs.get("perm", ())) not in CHANNELS_LAST:
+        return False
+    return any(near.op == "Conv" for near in (*node.inputs[0].inputs, *node.outputs[0].outputs))
+
+
+def weight_shape(node: gs.Node) -> Shape | None:
+    """Shape of the constant weight of a layer."""
+    if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+        return None
+    weight = constant_of(node.inputs[1])
+    return None if weight is None else tuple(weight.shape)
+
+
+def _work(op: str, node: gs.Node, shapes: Mapping[str, Shape]) -> Work | None:
+    weight = weight_shape(node)
+    activations = [tensor for tensor in node.inputs if tensor.name and constant_of(tensor) is None]
+    if weight is not None:
+        activations = activations[:1]
+    names = [*(tensor.name for tensor in activations), *(tensor.name for tensor in node.outputs)]
+    if not activations or any(name not in shapes for name in names):
+        return None
+    inputs = tuple(tuple(shapes[tensor.name]) for tensor in activations)
+    outputs = tuple(tuple(shapes[tensor.name]) for tensor in node.outputs)
+    return work_of(op, inputs, outputs, weight)
+
+
+def elements(tensor: gs.Tensor, shapes: Mapping[str, Shape]) -> int:
+    """Number of elements of ``tensor``, 0 when unknown."""
+    shape = shapes.get(tensor.name)
+    return 0 if shape is None else prod(shape)

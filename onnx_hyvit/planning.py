@@ -1,0 +1,98 @@
+"""From a rewritten model and the settings to a plan: the target's rules, then what the cost model says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import QuantConfig
+from .costs import Choice, Profile, choose_float, find_profile
+from .graph.io import Model
+from .placement import Plan, make_plan
+from .targets import Target
+
+ASKED = "asked to stay float"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan and why it is not just the target's rules.
+
+    Args:
+        plan: Where Q/DQ pairs go.
+        objective: ``balanced``, ``speed`` or ``size``.
+        profile: Costs that decided, None when the target's rules did alone.
+        choice: What the costs said, None without a profile.
+    """
+
+    plan: Plan
+    objective: str
+    profile: Profile | None = None
+    choice: Choice | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        if self.profile is None or self.choice is None:
+            note = f"no profile of kernels for target {self.plan.target}: its rules decide"
+            return {"objective": self.objective, "profile": None, "note": note}
+        profile = {"target": self.profile.target, **self.profile.machine}
+        profile["borrowed"] = self.profile.target != self.plan.target
+        return {"objective": self.objective, "profile": profile, **self.choice.to_dict()}
+
+
+def decide(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    config: QuantConfig,
+    float_nodes: Collection[str] = (),
+    earlier: Decision | None = None,
+    more_float: Mapping[str, str] | None = None,
+) -> Decision:
+    """Plan ``model`` for ``target`` and ``config.objective``.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        shapes: Concrete shapes of all tensors.
+        target: Rules; ``objective = size`` drops those that are about speed alone.
+        config: Settings.
+        float_nodes: Names of nodes that must stay float.
+        earlier: Decision for the same model before an exact rewrite; its regions are kept instead of chosen anew.
+        more_float: More nodes to keep float, each with the reason.
+
+    Returns:
+        The decision; the same arguments give the same one.
+    """
+    if config.objective == "size":
+        target = target.with_small_weights()
+    asked = {**(more_float or {}), **dict.fromkeys(float_nodes, ASKED)}
+    if earlier is None:
+        profile = find_profile(target.profile, config.profile)
+        plan = _plan(model, shapes, target, config, asked)
+        choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
+    else:
+        profile, choice, plan = earlier.profile, earlier.choice, None
+    known = {node.name for node in model.graph.nodes}
+    chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
+    if chosen or plan is None:
+        plan = _plan(model, shapes, target, config, {**chosen, **asked})
+    return Decision(plan, config.objective, profile, choice)
+
+
+def _plan(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    config: QuantConfig,
+    float_nodes: Mapping[str, str],
+) -> Plan:
+    return make_plan(
+        model,
+        shapes,
+        target,
+        weight_bits=config.weight_bits,
+        activation_bits=config.activation_bits,
+        residual=config.residual,
+        float_nodes=float_nodes,
+    )

@@ -1,0 +1,144 @@
+"""The choice of regions against every choice of small graphs, with made-up costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from qdq_graphs import ORT, parse, plan_of, weight
+
+from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.costs import Kernel, Profile, choose_float
+from onnx_hyvit.costs.choose import _cheapest, _state
+from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.placement import make_plan
+from onnx_hyvit.planning import decide
+from onnx_hyvit.runtime import observe_shapes
+
+MACHINE = {"cpu": "none", "vnni": False, "onnxruntime": "0", "threads": 1}
+OPS = ("Add", "Mul", "Sigmoid", "Transpose", "Move", "Concat", "GlobalAveragePool", "Gemm")
+CONVOLUTIONS = ("pointwise", "dense", "stem", "depthwise", "depthwise_wide")
+
+
+def profile_of(int8: float = 0.5, pair: float = 1.0, layout: float = 1.0, **fixed: float) -> Profile:
+    """Every float kernel takes 10 us, int8 ones ``int8`` times that, Q and DQ ``pair`` us."""
+    names = [*OPS, *(f"Conv.{kind}" for kind in CONVOLUTIONS), "Silu", "Relu"]
+    kernels = {f"float.{name}": Kernel(10.0) for name in names} | {
+        f"int8.{name}": Kernel(10.0 * int8) for name in names
+    }
+    kernels |= {f"float.{name}": Kernel(pair) for name in ("QuantizeLinear", "DequantizeLinear")}
+    kernels |= {"float.Reorder": Kernel(layout), "int8.Transpose": Kernel(layout)}
+    return Profile(
+        "made-up", MACHINE, 0.0, kernels | {name.replace("_", ".", 2): Kernel(us) for name, us in fixed.items()}
+    )
+
+
+CHAIN = """g (float[1,16,8,8] x) => (float[1,16,8,8] y) {
+    a = Conv(x, w) b = Conv(a, v) p = Softmax(b) c = Conv(p, w) s = Sigmoid(c) m = Mul(c, s) y = Conv(m, v) }"""
+BRANCHES = """g (float[1,16,8,8] x) => (float[1,16,8,8] y, float[1,16,8,8] z) {
+    a = Conv(x, w) b = Conv(a, v) r = Add(a, b) t = Transpose<perm=[0,1,3,2]>(r) y = Conv(t, w)
+    n = Softmax(r) z = Conv(n, v) }"""
+LINEAR = """g (float[8,16] x) => (float[8,16] y) {
+    a = Gemm(x, k) g = Sigmoid(a) m = Mul(a, g) b = Gemm(m, k) s = Softmax(b) y = Gemm(s, k) }"""
+WEIGHTS = {"w": weight(16, 16, 1, 1), "v": weight(16, 16, 1, 1, seed=1)}
+
+
+def model_of(text: str):
+    return parse(text, k=weight(16, 16)) if "Gemm" in text else parse(text, **WEIGHTS)
+
+
+def random_profile(seed: int) -> Profile:
+    random = np.random.default_rng(seed)
+    base = profile_of()
+    return dataclasses.replace(
+        base, kernels={name: Kernel(float(random.uniform(0, 12))) for name in sorted(base.kernels)}
+    )
+
+
+@pytest.mark.parametrize("text", [CHAIN, BRANCHES, LINEAR], ids=["chain", "branches", "linear"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_cut_is_the_cheapest_of_all_choices(text: str, seed: int) -> None:
+    model = model_of(text)
+    shapes = observe_shapes(model_to_proto(model))
+    problem = _state(model.graph, plan_of(model), shapes, random_profile(seed))
+    for table in problem.tables.values():  # what the cut cannot express is made dearer first, as the choice does
+        table[0][1] = max(table[0][1], table[0][0] + table[1][1] - table[1][0])
+    free = [at for at, unit in enumerate(problem.units) if unit.is_free]
+    every = [frozenset(chosen) for size in range(len(free) + 1) for chosen in combinations(free, size)]
+    assert problem.cost(_cheapest(problem)) == pytest.approx(min(map(problem.cost, every)), abs=0.05)
+
+
+def choice_of(text: str, profile: Profile, objective: str = "speed"):
+    model = model_of(text)
+    return choose_float(model, plan_of(model), observe_shapes(model_to_proto(model)), profile, objective)
+
+
+def test_nothing_is_kept_float_where_int8_is_faster() -> None:
+    assert choice_of(CHAIN, profile_of()).regions == ()
+
+
+def test_everything_is_kept_float_where_pairs_are_dear() -> None:
+    choice = choice_of(CHAIN, profile_of(pair=50.0))
+    assert set(choice.float_nodes()) == {"a", "b", "c", "s", "m", "y"}
+    assert len(choice.regions) == 2, "the softmax between them is float anyway"
+    assert choice.chosen_us == choice.float_us < choice.int8_us
+
+
+def test_a_slow_kernel_between_int8_ones_goes_only_if_it_pays_for_its_pairs() -> None:
+    text = CHAIN.replace("b = Conv(a, v)", "b = Conv<group=16, kernel_shape=[3,3], pads=[1,1,1,1]>(a, d) ")
+    text = text.replace("p = Softmax(b)", "e = Conv(b, v) p = Softmax(e)")
+    model = parse(text, d=weight(16, 1, 3, 3), **WEIGHTS)
+    shapes = observe_shapes(model_to_proto(model))
+    for us, chosen in ((15.0, set()), (40.0, {"b"})):
+        profile = profile_of(**{"int8_Conv_depthwise": us})
+        assert set(choose_float(model, plan_of(model), shapes, profile).float_nodes()) == chosen
+
+
+def test_reasons_give_the_gain() -> None:
+    reasons = choice_of(CHAIN, profile_of(pair=50.0)).float_nodes()
+    assert "us more than float with its Q/DQ pairs" in reasons["a"] and "int8 here costs" in reasons["a"]
+
+
+def test_size_keeps_everything_int8_and_balanced_what_loses_little() -> None:
+    dear = profile_of(pair=50.0)
+    assert choice_of(CHAIN, dear, "size").regions == ()
+    assert choice_of(CHAIN, dear, "balanced").regions == choice_of(CHAIN, dear, "speed").regions
+    slightly = profile_of(int8=0.9, pair=2.0)
+    assert choice_of(CHAIN, slightly, "speed").regions and not choice_of(CHAIN, slightly, "balanced").regions
+
+
+def test_nodes_of_unknown_cost_are_left_to_the_rules() -> None:
+    profile = profile_of(pair=50.0)
+    kernels = {name: kernel for name, kernel in profile.kernels.items() if "Conv" not in name}
+    choice = choice_of(CHAIN, dataclasses.replace(profile, kernels=kernels))
+    assert not {"a", "b", "c", "y"} & set(choice.float_nodes())
+
+
+def test_a_plan_takes_the_reasons_over() -> None:
+    model = model_of(CHAIN)
+    plan = make_plan(model, observe_shapes(model_to_proto(model)), ORT, float_nodes={"a": "it is slow"})
+    assert plan.float_nodes["a"] == "it is slow"
+
+
+def test_decisions_say_when_rules_decide_and_when_a_profile_is_borrowed(tmp_path) -> None:
+    model, path = model_of(CHAIN), tmp_path / "p.json"
+    shapes = observe_shapes(model_to_proto(model))
+    rules = decide(model, shapes, ORT, QuantConfig())
+    assert rules.choice is None and "its rules decide" in rules.to_dict()["note"]
+    path.write_text(json.dumps(profile_of(pair=50.0).to_dict()))
+    config = QuantConfig(profile=str(path), objective="speed")
+    costs = decide(model, shapes, ORT, config)
+    assert costs.to_dict()["profile"]["borrowed"] and not costs.plan.int8_nodes
+    again = decide(model, shapes, ORT, config, earlier=costs)
+    assert again.plan == costs.plan
+
+
+def test_size_drops_the_conditions_that_are_about_speed() -> None:
+    text = "g (float[1,8,8,8] x) => (float[1,8,8,8] y) { y = Conv(x, w) }"
+    model = parse(text, w=weight(8, 8, 1, 1))
+    shapes = observe_shapes(model_to_proto(model))
+    assert not decide(model, shapes, ORT, QuantConfig()).plan.int8_nodes
+    assert decide(model, shapes, ORT, QuantConfig(objective="size")).plan.int8_nodes == ("y",)

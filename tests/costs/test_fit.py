@@ -1,0 +1,40 @@
+"""The fit finds the coefficients of made-up kernels, whatever a few disturbed calls say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnx_hyvit.costs import Kernel, Work, fit_kernel
+
+TRUE = Kernel(fixed_us=3.0, ns_per_mac=0.02, ns_per_written=0.5)
+
+
+def measured(count: int = 40, seed: int = 0) -> tuple[list[Work], np.ndarray]:
+    random = np.random.default_rng(seed)
+    work = [Work(*(int(10 ** random.uniform(2, 6)) for _ in range(4))) for _ in range(count)]
+    return work, np.array([TRUE.us(item) for item in work])
+
+
+def test_fit_finds_the_coefficients() -> None:
+    work, times = measured()
+    found = fit_kernel(work, times)
+    assert found.fixed_us == pytest.approx(3.0, rel=1e-3)
+    assert found.ns_per_mac == pytest.approx(0.02, rel=1e-3)
+    assert found.ns_per_written == pytest.approx(0.5, rel=1e-3)
+    assert found.ns_per_weight == pytest.approx(0.0, abs=1e-6)
+    assert found.median_error < 1e-6 and found.calls == 40
+
+
+def test_a_few_disturbed_calls_change_little() -> None:
+    work, times = measured()
+    times[::10] *= 5
+    found = fit_kernel(work, times)
+    clean = [found.us(item) / TRUE.us(item) for item in work]
+    assert np.abs(np.median(clean) - 1) < 0.05
+
+
+def test_no_coefficient_is_negative() -> None:
+    work = [Work(macs=size, read=size) for size in (100, 1000, 10000)]
+    found = fit_kernel(work, [30.0, 20.0, 10.0])
+    assert min(found.fixed_us, found.ns_per_mac, found.ns_per_read) >= 0
