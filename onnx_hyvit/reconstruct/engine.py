@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -84,6 +85,7 @@ def reconstruct(
     threads: int = 2,
     seed: int = 0,
     cache: BlockCache | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
     """Choose ranges, weight scales, roundings and biases block by block.
@@ -98,15 +100,17 @@ def reconstruct(
         structure: Blocks found before layout rewrites; they tell which block is a bridge.
         threads: Threads of ONNX Runtime.
         seed: Seed of the Fisher draws.
+        max_memory: Bytes of the tensors that cross from block to block, of all samples; where they take more, fewer
+            samples are used.
         cache: Results of an earlier run that was interrupted; those of this one are added.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
         The choices; the start itself when they do not bring the outputs closer to the float ones.
     """
-    batches = [dict(feeds) for _, feeds in source]
     proto = model_to_proto(model)
     blocks = _blocks(model, shapes, structure)
+    batches = _batches_that_fit(source, blocks, shapes, max_memory)
     loss = choose_loss(proto, shapes)
     objective, weighting = _objective(proto, blocks, batches, shapes, loss, settings.metric, seed, threads)
     layers = find_layers(model, plan, shapes)
@@ -129,6 +133,34 @@ def reconstruct(
         )
     chosen = end if kept else (qparams, {})
     return Reconstructed(dict(chosen[0]), dict(chosen[1]), results, weighting, before, after, kept)
+
+
+def _batches_that_fit(
+    source: Source, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], max_memory: int | None
+) -> list[dict[str, np.ndarray]]:
+    """Batches of ``source``, at least one, whose float and quantized tensors between blocks fit into ``max_memory``."""
+    batches: list[dict[str, np.ndarray]] = []
+    held = 8 * _widest_crossing(blocks, shapes)
+    rows = max((shapes[info.name][0] for info in source.inputs if shapes.get(info.name)), default=1)
+    taken = 0
+    for samples, feeds in source:
+        taken += len(samples)
+        if batches and max_memory is not None and taken * held / rows > max_memory:
+            logger.warning("reconstruction uses %d samples: more do not fit into max_memory", taken - len(samples))
+            break
+        batches.append(dict(feeds))
+    return batches
+
+
+def _widest_crossing(blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Elements of the tensors that are alive between two blocks, where they are the most."""
+    last = {name: index for index, block in enumerate(blocks) for name in block.inputs}
+    made = {name: index for index, block in enumerate(blocks) for name in block.outputs}
+    widest = 0
+    for index in range(len(blocks)):
+        alive = [name for name, end in last.items() if made.get(name, -1) < index <= end]
+        widest = max(widest, sum(math.prod(shapes.get(name, ())) for name in alive))
+    return widest
 
 
 def _blocks(model: Model, shapes: Mapping[str, tuple[int, ...]], structure: Structure | None) -> list[Block]:

@@ -1,0 +1,198 @@
+"""Accuracy of every recipe at several bit widths, on the models of the zoo.
+
+    python tools/measure_recipes.py --data DIR --json tools/results/recipes.json --readme README.md
+
+Each cell quantizes a model with images drawn from the training split by a seed and classifies the test images. Sessions
+sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
+this. The file is written after every cell; cells that are in it already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zoo.datasets import DataError, Images, load_images, to_input
+from zoo.index import read_index
+from zoo.results import draw
+from zoo.scoring import predict, wilson
+
+import onnx_hyvit
+from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.runtime.session import EXACT_SUMS
+
+MODELS = Path(__file__).parent.parent / "models"
+RECIPES = ("minmax", "percentile", "mse", "gains", "q-hyvit")
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+START, END = "<!-- recipes: start -->", "<!-- recipes: end -->"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder with index.json")
+    parser.add_argument("--only", nargs="*", help="names of models; all CIFAR-10 models when left out")
+    parser.add_argument("--recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--bits", nargs="*", default=BITS)
+    parser.add_argument("--seeds", type=int, default=3, help="draws of calibration images (default 3)")
+    parser.add_argument("--samples", type=int, default=32, help="calibration images (default 32)")
+    parser.add_argument("--limit", type=int, help="test images, drawn with a fixed seed; all when left out")
+    parser.add_argument("--json", type=Path, required=True, help="results; an existing file is continued")
+    parser.add_argument("--readme", type=Path, help="file whose table is replaced")
+    parser.add_argument("--render", action="store_true", help="only write the table of what is measured already")
+    return parser.parse_args(argv)
+
+
+def cells(arguments: argparse.Namespace, names: list[str]) -> Iterator[tuple[int, str, str, str]]:
+    """Seed, model, bits, recipe of every cell; whole seeds first, so that an interrupted run can be read."""
+    yield from product(range(arguments.seeds), names, arguments.bits, arguments.recipes)
+
+
+def session_of(model: Path | bytes, unfused: bool = False) -> Any:
+    """An onnxruntime session with exact int8 sums."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for key, value in EXACT_SUMS.items():
+        options.add_session_config_entry(key, value)
+    if unfused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def measure(
+    entry: Mapping[str, Any],
+    path: Path,
+    train: Images,
+    test: Images,
+    exact: np.ndarray,
+    cell: tuple[int, str, str, str],
+    samples: int,
+) -> dict[str, Any]:
+    """Quantize and classify: accuracy, agreement with the float model, seconds."""
+    seed, name, bits, recipe = cell
+    keys = entry["preprocessing"]
+    chosen = train.take(np.random.default_rng(1000 + seed).permutation(len(train))[:samples])
+    x = to_input(chosen.pixels, keys["size"][0], keys["mean"], keys["std"])
+    config = QuantConfig(recipe=recipe, bits=bits, samples=None, seed=seed, threads=1, verify=False, cache=False)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "int8.onnx"
+        onnx_hyvit.quantize(path, output, calibration={entry["input"]["name"]: x}, config=config)
+        seconds = time.perf_counter() - start
+        found = predict(session_of(output), test, keys).argmax(1)
+    return {
+        "seed": seed,
+        "model": name,
+        "bits": bits,
+        "recipe": recipe,
+        "images": len(test),
+        "float_top1": round(float((exact == test.labels).mean()), 5),
+        "top1": round(float((found == test.labels).mean()), 5),
+        "agreement": round(float((found == exact).mean()), 5),
+        "seconds": round(seconds, 1),
+    }
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure what is missing; returns all results."""
+    index = read_index(arguments.models)
+    names = arguments.only or [name for name, entry in index.items() if entry["dataset"] == "cifar10"]
+    train = load_images("cifar10", arguments.data, "train")
+    test = draw(load_images("cifar10", arguments.data, "test"), arguments.limit)
+    results = {"calibration_images": arguments.samples, "test_images": len(test), "cells": []}
+    if arguments.json.is_file():
+        results = json.loads(arguments.json.read_text(encoding="utf-8"))
+    done = {(cell["seed"], cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"]}
+    exact: dict[str, np.ndarray] = {}
+    for cell in cells(arguments, names):
+        if cell in done:
+            continue
+        entry = index[cell[1]]
+        path = arguments.models / entry["file"]
+        if cell[1] not in exact:
+            exact[cell[1]] = predict(session_of(path), test, entry["preprocessing"]).argmax(1)
+        found = measure(entry, path, train, test, exact[cell[1]], cell, arguments.samples)
+        results["cells"].append(found)
+        write(arguments.json, results)
+        print(f"{cell}: top-1 {100 * found['top1']:.2f} %, agrees {100 * found['agreement']:.2f} %", flush=True)
+    return results
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the results so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """A Markdown table: mean drop of top-1 and mean agreement over models and seeds, spread over seeds."""
+    cells_of: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in results["cells"]:
+        cells_of.setdefault((cell["recipe"], cell["bits"]), []).append(cell)
+    bits = [width for width in BITS if any(key[1] == width for key in cells_of)]
+    names = list(dict.fromkeys(key[0] for key in cells_of))
+    lines = [
+        "| recipe | " + " | ".join(f"{width}: drop, agrees" for width in bits) + " |",
+        "|---|" + "---:|" * len(bits),
+    ]
+    for name in names:
+        row = [_cell(cells_of.get((name, width), [])) for width in bits]
+        lines.append(f"| `{name}` | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _cell(cells: list[Mapping[str, Any]]) -> str:
+    if not cells:
+        return "-"
+    drops = np.array([100 * (cell["float_top1"] - cell["top1"]) for cell in cells])
+    agreement = 100 * float(np.mean([cell["agreement"] for cell in cells]))
+    seeds = sorted({cell["seed"] for cell in cells})
+    means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
+    spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
+    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %"
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """One line: what was measured."""
+    models = sorted({cell["model"] for cell in results["cells"]})
+    seeds = len({cell["seed"] for cell in results["cells"]})
+    images, half = results["test_images"], wilson(results["test_images"] * 98 // 100, results["test_images"])
+    return (
+        f"Mean over {len(models)} models ({', '.join(f'`{name}`' for name in models)}) and {seeds} draw"
+        f"{'s' * (seeds > 1)} of {results['calibration_images']} calibration images; {images} test images (an "
+        f"agreement of 98 % is known to ±{50 * (half.high - half.low):.2f})."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        results = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.render else run(arguments)
+    except DataError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    table = f"{describe(results)}\n\n{render(results)}"
+    print(table)
+    if arguments.readme is not None:
+        text = arguments.readme.read_text(encoding="utf-8")
+        before, rest = text.split(START, 1)
+        after = rest.split(END, 1)[1]
+        arguments.readme.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
