@@ -6,6 +6,7 @@ The folder is removed when the run is finished.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -76,8 +77,11 @@ class BlockCache:
             logger.debug("block %d is not cached: %s", index, error)
 
     def remove(self) -> None:
-        """Forget the run."""
+        """Forget the run; the folders above it go, too, when nothing else is in them."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in (self._folder.parent, self._folder.parent.parent):
+            with contextlib.suppress(OSError):  # not empty, or not ours
+                folder.rmdir()
 
     def _path(self, index: int) -> Path:
         return self._folder / f"block_{index:04d}.npz"

@@ -34,7 +34,7 @@ def feeds(tiny_data: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def int8(tiny_model: Path, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
-    config = QuantConfig(samples=8, verify=False, residual="int8", target="ort-x86-avx2")
+    config = QuantConfig(recipe="gains", samples=8, verify=False, residual="int8", target="ort-x86-avx2")
     return onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config).model
 
 
@@ -127,7 +127,9 @@ def test_what_was_folded_into_codes_is_not_lost_with_them(name: str) -> None:
     entries = json.loads((CORPUS / "index.json").read_text())["models"]
     entry = next(entry["input"] for entry in entries if entry["file"] == name)
     feeds = {entry["name"]: np.random.default_rng(0).normal(size=(2, *entry["shape"][1:])).astype(np.float32)}
-    proto = onnx_hyvit.quantize(CORPUS / name, calibration=feeds, config=QuantConfig(verify=False)).model
+    proto = onnx_hyvit.quantize(
+        CORPUS / name, calibration=feeds, config=QuantConfig(recipe="gains", verify=False)
+    ).model
     model = _switchable(proto, read_float_model(CORPUS / name), "int8")
     assert model.limits
     session = SwitchSession(model)
@@ -165,7 +167,7 @@ def test_outputs_that_are_no_class_scores(tmp_path: Path) -> None:
         array = rng.normal(0, 0.1, (16, 16, 3, 3)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     data = {"x": rng.normal(size=(4, 16, 8, 8)).astype(np.float32)}
-    quantized = onnx_hyvit.quantize(model, calibration=data, config=QuantConfig(bits="w4a4")).model
+    quantized = onnx_hyvit.quantize(model, calibration=data, config=QuantConfig(recipe="gains", bits="w4a4")).model
     report = onnx_hyvit.debug(model, quantized, data)
     assert report["measure"] == "relative_error"
     assert report["everything"]["top1_agreement"] is None
