@@ -6,7 +6,15 @@ from onnx import numpy_helper, parser
 
 from onnx_hyvit.errors import CalibrationError, ConfigError, ModelError
 from onnx_hyvit.numerics import Histogram, MinMax
-from onnx_hyvit.runtime import RuntimeFailure, benchmark, collect, make_session, optimized_model, profile_nodes
+from onnx_hyvit.runtime import (
+    RuntimeFailure,
+    benchmark,
+    collect,
+    make_session,
+    optimized_model,
+    profile_nodes,
+    saturation,
+)
 from onnx_hyvit.runtime.unshare import unshare_weights
 
 
@@ -260,3 +268,11 @@ def test_profile_names_the_kernels_that_run(tiny_model, tiny_input):
     assert convolution.dtype == "float" and len(convolution.inputs[0]) == 4
     with pytest.raises(ConfigError, match="quantile above 0"):
         profile_nodes(tiny_model, feeds, quantile=0.0)
+
+
+def test_sums_of_a_session_are_exact_on_every_processor():
+    codes = {"x": np.full((1, saturation._SIZE), 255, np.uint8)}
+    sums = make_session(saturation._product()).run(codes)["sums"]
+    assert (sums == 255 * 127 * saturation._SIZE).all()
+    default = make_session(saturation._product(), exact_sums=False).run(codes)["sums"]
+    assert saturation.sums_saturate() == bool((default != sums).any())
