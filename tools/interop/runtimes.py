@@ -120,8 +120,8 @@ def run_web_in_chromium(model: Path, images: np.ndarray) -> Outcome:
     places = {
         "/page.html": Path(__file__).with_name("page.html"),
         "/ort": PACKAGES / "onnxruntime-web" / "dist",
-        "/work/inputs.f32": inputs,
-        f"/work/{model.name}": model,
+        "/files/inputs.f32": inputs,
+        f"/files/{model.name}": model,
     }
     shape = ",".join(map(str, SHAPE))
     page = f"/page.html?model={model.name}&name={INPUT}&shape={shape}"
