@@ -202,7 +202,6 @@ class Sweep:
     ) -> list[RangeChoice]:
         pairs = self.trial.pairs
         mine = [name for name, pair in pairs.items() if pair.scale in trial.given and name not in self._searched]
-        self._searched.update(mine)
         given = self._given()
         error = self._error(trial, wanted, measured, given)
         choices = []
