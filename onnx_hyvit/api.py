@@ -16,7 +16,6 @@ import onnx
 
 from . import calibration as calib
 from .blocks import Structure, find_structure
-from .calibrate import activation_qparams, weight_scales
 from .config import QuantConfig
 from .errors import ConfigError, ModelError, OutputError
 from .graph import Model, load_model, model_to_proto, save_proto
@@ -25,7 +24,7 @@ from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .keep_fast import Work, keep_fast
 from .kernel_audit import audit
-from .numerics import QParams
+from .mixed_precision import Fitted, fit_precision
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
@@ -34,13 +33,10 @@ from .recipes import Recipe, find_recipe
 from .reconstruct import (
     BlockCache,
     Granularity,
-    Reconstructed,
     choose_granularity,
     default_cache_folder,
     give_biases,
-    reconstruct,
     run_key,
-    write_parameters,
 )
 from .runtime import Progress, observe, samples_that_fit
 from .targets import Target, check_target, load_target
@@ -115,8 +111,9 @@ def quantize(
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config)
     scaled = _scale(prepared, names, source, recipe, target, config, progress)
-    prepared, plan = scaled.prepared, scaled.decision.plan
-    quantized = model_to_proto(insert_qdq(prepared.model, plan, scaled.qparams), check=True)
+    prepared, fitted = scaled.prepared, scaled.fitted
+    plan, scales = fitted.decision.plan, fitted.scales
+    quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
     check = None
     if config.verify_speed:
         quantized, plan, check = keep_fast(model, quantized, _work(scaled, source, recipe, target, config), progress)
@@ -129,9 +126,10 @@ def quantize(
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
-        "speed": {**scaled.decision.to_dict(), "check": check.to_dict() if check else None},
+        "speed": {**fitted.decision.to_dict(), "check": check.to_dict() if check else None},
         "granularity": scaled.granularity.to_dict() if scaled.granularity else None,
-        "reconstruction": scaled.reconstructed.to_dict() if scaled.reconstructed else None,
+        "precision": dict(fitted.summary) if fitted.summary else None,
+        "reconstruction": scales.reconstructed.to_dict() if scales.reconstructed else None,
         "calibration": {
             "samples": len(source),
             "fingerprint": source.fingerprint(),
@@ -145,8 +143,8 @@ def quantize(
     if output is not None:
         path = Path(output)
         report["size"]["int8_bytes"] = save_proto(quantized, path)
-    if scaled.cache is not None:
-        scaled.cache.remove()
+    for cache in scaled.caches:
+        cache.remove()
     report["seconds"] = round(time.perf_counter() - started, 2)
     return QuantResult(quantized, report, path)
 
@@ -156,12 +154,10 @@ class _Scaled:
     """A prepared model whose every scale is chosen, and what was decided on the way."""
 
     prepared: Prepared
-    decision: Decision
+    fitted: Fitted
     kept: tuple[str, ...]
-    qparams: dict[str, QParams]
     granularity: Granularity | None
-    reconstructed: Reconstructed | None
-    cache: BlockCache | None
+    caches: tuple[BlockCache, ...]
 
 
 def _scale(
@@ -187,30 +183,27 @@ def _scale(
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
         decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
-    proto = model_to_proto(prepared.model)
-    qparams = activation_qparams(
-        proto, decision.plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
-    )
-    qparams |= weight_scales(prepared.model, decision.plan, recipe)
-    if recipe.reconstruction is None:
-        return _Scaled(prepared, decision, kept, qparams, granularity, None, None)
-    cache = _block_cache(prepared.model, source, config)
-    reconstructed = reconstruct(
+    caches: list[BlockCache] = []
+
+    def cache_for(plan: Plan) -> BlockCache | None:
+        if not (recipe.reconstruction and config.cache):
+            return None
+        caches.append(_block_cache(prepared.model, plan, source, config))
+        return caches[-1]
+
+    fitted = fit_precision(
         prepared.model,
-        decision.plan,
-        qparams,
+        decision,
+        lambda more: decide(prepared.model, prepared.shapes, target, config, kept, decision, more),
         prepared.shapes,
+        prepared.structure,
         source,
-        recipe.reconstruction,
-        structure=prepared.structure,
-        threads=config.threads,
-        seed=config.seed,
-        cache=cache,
-        max_memory=config.max_memory,
+        recipe,
+        config,
+        cache_for=cache_for,
         progress=progress,
     )
-    write_parameters(prepared.model, reconstructed.parameters)
-    return _Scaled(prepared, decision, kept, dict(reconstructed.qparams), granularity, reconstructed, cache)
+    return _Scaled(prepared, fitted, kept, granularity, tuple(caches))
 
 
 def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Recipe, kept: tuple[str, ...]) -> Decision:
@@ -233,27 +226,25 @@ def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Rec
 
 def _work(scaled: _Scaled, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig) -> Work:
     prepared = scaled.prepared
-    blocks = {block.name: block.nodes for block in prepared.structure.blocks}
     return Work(
         prepared.model,
         prepared.shapes,
-        blocks,
+        prepared.structure,
         target,
         config,
         recipe,
         source,
-        scaled.decision,
+        scaled.fitted.decision,
         scaled.kept,
-        scaled.qparams,
+        scaled.fitted.scales,
     )
 
 
-def _block_cache(model: Model, source: calib.Source, config: QuantConfig) -> BlockCache | None:
-    """Where the blocks of this run are kept: the model, the data and the settings decide."""
-    if not config.cache:
-        return None
+def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantConfig) -> BlockCache:
+    """Where the blocks of this run are kept: the model, the plan, the data and the settings decide."""
     settings = {key: value for key, value in config.to_dict().items() if key not in ("cache", "verify")}
     settings["target"] = asdict(adapted_target(config))
+    settings["int8"] = list(plan.int8_nodes)
     proto = model_to_proto(model).SerializeToString(deterministic=True)
     return BlockCache(default_cache_folder(), run_key(__version__, proto, source.fingerprint(), settings))
 

@@ -85,6 +85,9 @@ def quantize(
     verify_speed: Annotated[
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
     ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Largest divergence from float (KL, nats); nodes go back to float until then.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -109,6 +112,7 @@ def quantize(
         "objective": objective,
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
+        "max_drop": max_drop,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:

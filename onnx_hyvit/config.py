@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -70,6 +71,9 @@ class QuantConfig:
         objective: ``balanced`` keeps float the regions that clearly lose time in int8, ``speed`` all that lose any,
             ``size`` none; it needs a profile of kernels, without which the target's rules decide.
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
+        max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
+            (KL in nats for classes, else relative squared error); nodes go back to float until it holds. None sets no
+            limit.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
             is not slower. Clocks decide, so two runs may differ.
     """
@@ -94,6 +98,7 @@ class QuantConfig:
     objective: str = "balanced"
     profile: str | None = None
     verify_speed: bool = False
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
@@ -116,8 +121,17 @@ class QuantConfig:
         if isinstance(self.float_nodes, str) or not isinstance(self.float_nodes, Iterable):
             raise ConfigError(f"float_nodes must be a list of node names, found {self.float_nodes!r}")
         object.__setattr__(self, "float_nodes", tuple(self.float_nodes))
+        self._check_max_drop()
         self._parse_bits()
         check_field_types(self)
+
+    def _check_max_drop(self) -> None:
+        value = self.max_drop
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ConfigError(f"max_drop must be a number of at least 0, found {value!r}")
+        object.__setattr__(self, "max_drop", float(value))
 
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None

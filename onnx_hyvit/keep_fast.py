@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from .calibrate import activation_qparams, weight_scales
+from .blocks import Structure
 from .calibration import Source
 from .config import QuantConfig
 from .graph import Model, model_to_proto
@@ -18,6 +18,7 @@ from .placement import Plan
 from .planning import Decision, decide
 from .recipes import Recipe
 from .runtime import ModelSource, Progress, make_session
+from .scales import Scales, find_scales
 from .speed_check import SpeedCheck, check_speed, group_by_block
 from .targets import Target
 
@@ -29,26 +30,26 @@ class Work:
     Args:
         model: Float model after the exact rewrites.
         shapes: Concrete shapes of its tensors.
-        blocks: Block name -> names of its nodes.
+        structure: Its blocks.
         target: Rules.
         config: Settings.
         recipe: How scales are found.
         source: Calibration data.
         decision: Plan and costs.
         kept_float: Names of nodes that must stay float.
-        qparams: Scales of the decision's plan.
+        scales: Numbers of the decision's plan.
     """
 
     model: Model
     shapes: Mapping[str, tuple[int, ...]]
-    blocks: Mapping[str, Sequence[str]]
+    structure: Structure
     target: Target
     config: QuantConfig
     recipe: Recipe
     source: Source
     decision: Decision
     kept_float: tuple[str, ...]
-    qparams: Mapping[str, QParams]
+    scales: Scales
 
 
 def keep_fast(
@@ -62,7 +63,8 @@ def keep_fast(
     session = make_session(original, threads=work.config.threads, name="float", exact_sums=False)
     rewritten = model_to_proto(work.model)
     plan = work.decision.plan
-    blocks = group_by_block([node.name for node in work.model.graph.nodes], plan.int8_nodes, work.blocks)
+    homes = {block.name: block.nodes for block in work.structure.blocks}
+    blocks = group_by_block([node.name for node in work.model.graph.nodes], plan.int8_nodes, homes)
     feed = next(iter(work.source))[1]
     if not isinstance(session.inputs[0].shape[0], int):
         feed = {name: values[:1] for name, values in feed.items()}
@@ -71,7 +73,7 @@ def keep_fast(
         rewritten,
         quantized,
         blocks,
-        lambda more: _build(work, _plan(work, more), None),
+        lambda more: _build(work, _plan(work, more), _for_timing(work, _plan(work, more))),
         feed,
         work.config.threads,
         progress,
@@ -85,9 +87,10 @@ def keep_fast(
     if not check.float_nodes:
         return quantized, plan, check
     plan = _plan(work, check.float_nodes)
-    threads = work.config.threads
-    qparams = activation_qparams(rewritten, plan, work.source, work.recipe, threads=threads, progress=progress)
-    return _build(work, plan, qparams | weight_scales(work.model, plan, work.recipe)), plan, check
+    scales = find_scales(
+        work.model, plan, work.shapes, work.structure, work.source, work.recipe, work.config, progress=progress
+    )
+    return _build(work, plan, scales), plan, check
 
 
 def _plan(work: Work, more: Mapping[str, str]) -> Plan:
@@ -95,14 +98,16 @@ def _plan(work: Work, more: Mapping[str, str]) -> Plan:
     return decision.plan
 
 
-def _build(work: Work, plan: Plan, qparams: Mapping[str, QParams] | None) -> onnx.ModelProto:
-    """The int8 model of a plan; without ``qparams`` with scales that are good for timing only."""
-    if qparams is None:
-        qparams = dict(work.qparams)
-        for name, spec in plan.activations.items():
-            source = plan.source_of(name)
-            if source not in qparams:
-                qparams[source] = QParams(
-                    np.array(0.05, np.float32), np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype), spec
-                )
-    return model_to_proto(insert_qdq(work.model, plan, qparams), check=True)
+def _for_timing(work: Work, plan: Plan) -> Scales:
+    """Numbers that are good for timing only: those that are known, and anything for the rest."""
+    qparams = dict(work.scales.qparams)
+    for name, spec in plan.activations.items():
+        source = plan.source_of(name)
+        if source not in qparams:
+            middle = np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype)
+            qparams[source] = QParams(np.array(0.05, np.float32), middle, spec)
+    return Scales(qparams, work.scales.parameters)
+
+
+def _build(work: Work, plan: Plan, scales: Scales) -> onnx.ModelProto:
+    return model_to_proto(insert_qdq(work.model, plan, scales.qparams, scales.parameters), check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .config import QuantConfig
@@ -24,12 +24,14 @@ class Decision:
         objective: ``balanced``, ``speed`` or ``size``.
         profile: Costs that decided, None when the target's rules did alone.
         choice: What the costs said, None without a profile.
+        more_float: Further nodes that are float, each with the reason.
     """
 
     plan: Plan
     objective: str
     profile: Profile | None = None
     choice: Choice | None = None
+    more_float: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""
@@ -58,7 +60,8 @@ def decide(
         target: Rules; ``objective = size`` drops those that are about speed alone.
         config: Settings.
         float_nodes: Names of nodes that must stay float.
-        earlier: Decision for the same model before an exact rewrite; its regions are kept instead of chosen anew.
+        earlier: Decision for the same model, perhaps before an exact rewrite; its regions and its further float nodes
+            are kept instead of chosen anew.
         more_float: More nodes to keep float, each with the reason.
 
     Returns:
@@ -66,7 +69,8 @@ def decide(
     """
     if config.objective == "size":
         target = target.with_small_weights()
-    asked = {**(more_float or {}), **dict.fromkeys(float_nodes, ASKED)}
+    more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
+    asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
         profile = find_profile(target.profile, config.profile)
         plan = _plan(model, shapes, target, config, asked)
@@ -77,7 +81,7 @@ def decide(
     chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
-    return Decision(plan, config.objective, profile, choice)
+    return Decision(plan, config.objective, profile, choice, more)
 
 
 def _plan(

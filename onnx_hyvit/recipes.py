@@ -47,6 +47,7 @@ class Recipe:
         ranges: How an activation's range is read off its statistics.
         weights: Scale of a weight channel: ``minmax`` covers every weight, ``mse`` is searched.
         gains: Give activations a scale per channel where an exact rewrite makes that deployable and it pays.
+        precision: Take nodes back to float where that is worth its time.
         reconstruction: Reconstruct the blocks one after the other, starting from the scales found so far.
     """
 
@@ -55,6 +56,7 @@ class Recipe:
     ranges: RangeMethod = field(default_factory=RangeMethod)
     weights: Literal["minmax", "mse"] = "minmax"
     gains: bool = False
+    precision: bool = False
     reconstruction: Reconstruction | None = None
 
 
@@ -94,15 +96,16 @@ RECIPES = {
             RangeMethod("minmax"),
             "mse",
             True,
-            replace(SCALES_ONLY, metric="fisher", try_symmetric=True),
+            reconstruction=replace(SCALES_ONLY, metric="fisher", try_symmetric=True),
         ),
         Recipe(
             "q-hyvit",
-            "block reconstruction: ranges, channel gains, weight rounding, ridge and bias correction",
+            "block reconstruction: ranges, channel gains, weight rounding, ridge, bias correction, mixed precision",
             RangeMethod("mse"),
             "mse",
-            True,
-            Reconstruction(),
+            gains=True,
+            precision=True,
+            reconstruction=Reconstruction(),
         ),
     )
 }

@@ -51,7 +51,12 @@ def test_every_heavy_node_is_int8_or_has_a_reason(result) -> None:
     audit, plan = result.report["audit"], result.report["plan"]
     for node in audit["float"]:
         assert node in plan["float_nodes"], node
-    assert audit["counts"]["float_weighted"] <= 2, "all but the two narrowest convolutions"
+    chosen = {name for step in result.report["precision"]["steps"] for name in step["nodes"]}
+    taken_back = chosen & set(audit["float"])
+    narrow = audit["counts"]["float_weighted"] - len(taken_back)
+    assert narrow <= 2, "all but the two narrowest convolutions, and what was taken back for accuracy"
+    spent = sum(max(0.0, step["cost_us"]) for step in result.report["precision"]["steps"])
+    assert spent <= 0.05 * result.report["precision"]["predicted_int8_us"]
     assert audit["dequantized_weights"] == []
     assert audit["bad_kernels"] == []
     assert audit["counts"]["int8"] >= 20
@@ -91,7 +96,7 @@ def test_every_recipe_gives_a_working_model(recipe: str, limit: float, tiny_mode
 
 def test_fewer_bits_run_on_the_same_kernels_and_cost_accuracy(result, tiny_model: Path, feeds) -> None:
     narrow = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=QuantConfig(samples=8, bits="w4a6"))
-    assert narrow.report["audit"]["counts"]["int8"] == result.report["audit"]["counts"]["int8"]
+    assert narrow.report["audit"]["counts"]["int8"] >= result.report["audit"]["counts"]["int8"]
     expected = outputs_of(tiny_model, feeds)
     errors = [float(np.square(expected - outputs_of(model, feeds)).sum()) for model in (result.model, narrow.model)]
     assert errors[0] < errors[1]

@@ -1,6 +1,6 @@
 """What nodes cost in float and in int8 on a measured processor, and which regions are faster left in float."""
 
-from .choose import Choice, Region, choose_float
+from .choose import Choice, Problem, Region, choose_float, pose_problem
 from .fit import fit_kernel
 from .kernels import Work, kernel_of_event, work_of
 from .profile import Kernel, Profile, find_profile, load_profile
@@ -8,6 +8,7 @@ from .profile import Kernel, Profile, find_profile, load_profile
 __all__ = [
     "Choice",
     "Kernel",
+    "Problem",
     "Profile",
     "Region",
     "Work",
@@ -16,5 +17,6 @@ __all__ = [
     "fit_kernel",
     "kernel_of_event",
     "load_profile",
+    "pose_problem",
     "work_of",
 ]

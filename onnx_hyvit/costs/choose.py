@@ -7,6 +7,7 @@ on the same side is never dearer than the mean of being apart, so a minimum cut 
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,8 +85,14 @@ class Choice:
 
 
 @dataclass
-class _Problem:
-    """Units, and the borders between them; index 0 stands for everything outside, which is float."""
+class Problem:
+    """Units, and the borders between them; index 0 stands for everything outside, which is float.
+
+    Args:
+        units: The units.
+        tables: (maker, reader) -> microseconds between them, [maker is int8][reader is int8].
+        quantized: (maker, readers, microseconds) of each Q that is paid when a reader is int8 and the maker is not.
+    """
 
     units: list[Unit]
     tables: dict[tuple[int, int], list[list[float]]] = field(default_factory=dict)
@@ -97,6 +104,40 @@ class _Problem:
         total += sum(table[start in int8][end in int8] for (start, end), table in self.tables.items())
         paid = (us for start, ends, us in self.quantized if start not in int8 and any(end in int8 for end in ends))
         return total + sum(paid)
+
+    def change(self, int8: frozenset[int], members: frozenset[int]) -> float:
+        """Microseconds more when ``members`` of the int8 units go back to float."""
+        left = int8 - members
+        total = sum(self.units[at].float_us - self.units[at].int8_us for at in members)
+        borders = {key for at in members for key in self._borders[at]}
+        for start, end in sorted(borders):
+            table = self.tables[start, end]
+            total += table[start in left][end in left] - table[start in int8][end in int8]
+        for number in sorted({number for at in members for number in self._pairs[at]}):
+            start, ends, us = self.quantized[number]
+            paid = [start not in side and any(end in side for end in ends) for side in (left, int8)]
+            total += us * (paid[0] - paid[1])
+        return total
+
+    def near(self, at: int) -> set[int]:
+        """Units that border on unit ``at``."""
+        return {other for key in self._borders[at] for other in key} - {at, 0}
+
+    @functools.cached_property
+    def _borders(self) -> dict[int, list[tuple[int, int]]]:
+        found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for key in self.tables:
+            for at in set(key):
+                found[at].append(key)
+        return found
+
+    @functools.cached_property
+    def _pairs(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = defaultdict(list)
+        for number, (start, ends, _) in enumerate(self.quantized):
+            for at in {start, *ends}:
+                found[at].append(number)
+        return found
 
 
 def choose_float(
@@ -115,7 +156,7 @@ def choose_float(
     Returns:
         The regions, in a fixed order; the same inputs give the same choice.
     """
-    problem = _state(model.graph, plan, shapes, profile)
+    problem = pose_problem(model.graph, plan, shapes, profile)
     free = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
     all_int8 = problem.cost(free)
     slow = frozenset() if objective == "size" else free - _cheapest(problem)
@@ -129,9 +170,10 @@ def choose_float(
     return Choice(tuple(regions), all_int8, problem.cost(kept), problem.cost(frozenset()))
 
 
-def _state(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> _Problem:
+def pose_problem(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> Problem:
+    """The units of a graph under ``plan`` and what lies between them."""
     outside = Unit((gs.Node("Outside", name="outside"),), False)
-    problem = _Problem([outside, *find_units(graph, plan, shapes, profile)])
+    problem = Problem([outside, *find_units(graph, plan, shapes, profile)])
     place = {id(node): at for at, unit in enumerate(problem.units) for node in unit.nodes}
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant) or (tensor.inputs and tensor.inputs[0].op == "Constant"):
@@ -159,7 +201,7 @@ def _add(total: list[list[float]], table: Table) -> None:
             row[at] += value
 
 
-def _cheapest(problem: _Problem) -> frozenset[int]:
+def _cheapest(problem: Problem) -> frozenset[int]:
     """Units on the int8 side of a minimum cut, in whole nanoseconds."""
     flow = FlowGraph(len(problem.units) + 2)
     leave: dict[int, int] = defaultdict(int)  # cost of being int8 rather than float; may be negative
@@ -190,7 +232,7 @@ def _ns(us: float) -> int:
     return round(1000 * us)
 
 
-def _components(problem: _Problem, members: frozenset[int]) -> list[frozenset[int]]:
+def _components(problem: Problem, members: frozenset[int]) -> list[frozenset[int]]:
     """Connected sets of ``members``, ordered by their first unit."""
     near: dict[int, set[int]] = defaultdict(set)
     for start, end in problem.tables:
@@ -211,7 +253,7 @@ def _components(problem: _Problem, members: frozenset[int]) -> list[frozenset[in
     return found
 
 
-def _region(problem: _Problem, free: frozenset[int], all_int8: float, component: frozenset[int]) -> Region:
+def _region(problem: Problem, free: frozenset[int], all_int8: float, component: frozenset[int]) -> Region:
     units = [problem.units[at] for at in sorted(component)]
     borders = sum(
         table[start in free][end in free]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..comparison import ErrorMeter
+from ..numerics.log_softmax import log_softmax
 
 TINY = 1e-12
 
@@ -71,10 +72,5 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
     if (wanted >= 0).all() and np.allclose(wanted.sum(-1), 1, atol=1e-3):
         logs = [np.log(np.maximum(values, TINY)) for values in (wanted, given)]
     else:
-        logs = [_log_softmax(values) for values in (wanted, given)]
+        logs = [log_softmax(values) for values in (wanted, given)]
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum())
-
-
-def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -28,7 +28,9 @@ FUSED_BETWEEN_PAIRS = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu",
 )
 
 
-def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Model:
+def insert_qdq(
+    model: Model, plan: Plan, qparams: Mapping[str, QParams], parameters: Mapping[str, np.ndarray] | None = None
+) -> Model:
     """A quantized copy of ``model``.
 
     Args:
@@ -36,6 +38,8 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
         plan: Where Q/DQ pairs go.
         qparams: Scale and zero point of every activation in ``plan.activations`` that is not tied to another. Weights
             may be given too; else they are quantized from their extremes.
+        parameters: Values that take the place of weights and biases of int8 nodes, by initializer name, of the same
+            shape; float nodes keep what they have.
 
     Returns:
         A new model: activations behind Q/DQ pairs, weights int8 and biases int32 behind DQ, everything else as it was.
@@ -49,6 +53,7 @@ def insert_qdq(model: Model, plan: Plan, qparams: Mapping[str, QParams]) -> Mode
     graph = model.graph.copy()
     nodes = {node.name: node for node in graph.nodes}
     tensors = graph.tensors()
+    _write_parameters(nodes, plan, parameters or {})
     scales = {name: _params_of(name, plan, qparams) for name in plan.activations}
     weight_scales = insert_weights(graph, nodes, tensors, plan, qparams, scales)
     insert_biases(graph, nodes, tensors, plan, scales, weight_scales)
@@ -76,6 +81,14 @@ def _params_of(name: str, plan: Plan, qparams: Mapping[str, QParams]) -> QParams
     if source not in qparams:
         raise CalibrationError(f"tensor {source!r} is quantized by the plan but has no scale; calibrate it")
     return qparams[source]
+
+
+def _write_parameters(nodes: Mapping[str, gs.Node], plan: Plan, values: Mapping[str, np.ndarray]) -> None:
+    """Put new values into the constant inputs of int8 nodes."""
+    for name in plan.int8_nodes:
+        for tensor in nodes[name].inputs:
+            if tensor.name in values and isinstance(tensor, gs.Constant):
+                tensor.values = np.ascontiguousarray(values[tensor.name], np.float32).reshape(tensor.values.shape)
 
 
 def _fold_clip(graph: gs.Graph, plan: Plan, tensor: gs.Tensor, params: QParams) -> tuple[int, int] | None:

@@ -1,15 +1,17 @@
 """Choose what makes the int8 model close to the float one: granularity of activations, then block reconstruction."""
 
 from .cache import BlockCache, default_cache_folder, run_key
+from .divergence import Divergence
 from .engine import Reconstructed, reconstruct
 from .gain_sites import GainSite, find_gain_sites
 from .gains import ChannelStats, apply_gains, choose_gains
 from .granularity import Granularity, choose_granularity
-from .layers import find_layers, give_biases, write_parameters
+from .layers import find_layers, give_biases
 
 __all__ = [
     "BlockCache",
     "ChannelStats",
+    "Divergence",
     "GainSite",
     "Granularity",
     "Reconstructed",
@@ -22,5 +24,4 @@ __all__ = [
     "give_biases",
     "reconstruct",
     "run_key",
-    "write_parameters",
 ]

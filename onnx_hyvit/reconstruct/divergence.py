@@ -8,59 +8,60 @@ import numpy as np
 import onnx
 
 from ..backward import Head, LossSpec
-from ..numerics import QParams
-from ..runtime import make_session
-from .trial import NO_SPINNING, TrialModel
+from ..numerics.log_softmax import log_softmax
+from ..runtime import Session, make_session
+
+# between two runs numpy works: idle threads of the session would spin
+NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
+Feeds = Mapping[str, np.ndarray]
 
 
-def divergence(
-    trial: TrialModel,
-    proto: onnx.ModelProto,
-    qparams: Mapping[str, QParams],
-    parameters: Mapping[str, np.ndarray],
-    batches: Sequence[Mapping[str, np.ndarray]],
-    loss: LossSpec,
-    threads: int = 2,
-) -> float:
-    """Mean divergence of the trial model's outputs from the float model's.
+class Divergence:
+    """Mean divergence of models' outputs from the float model's, on fixed data.
 
-    Args:
-        trial: The trial model.
-        proto: The float model.
-        qparams: Scales.
-        parameters: Weights and biases.
-        batches: Feeds.
-        loss: Says what the outputs are.
-        threads: Threads of the sessions.
-
-    Returns:
-        Sum over the outputs of the mean over samples: KL(float || quantized) in nats for class scores, else the
-        squared error relative to the output's size.
+    The sum over the outputs of the mean over samples: KL(float || other) in nats for class scores, else the squared
+    error relative to the output's size.
     """
-    exact = make_session(_with_heads(proto, loss), threads=threads, config=NO_SPINNING)
-    found = make_session(_with_heads(trial.proto, loss), threads=threads, optimize="extended", config=NO_SPINNING)
-    given = {**trial.feeds(qparams), **parameters}
-    given = {name: value for name, value in given.items() if name in found.input_names}
-    total, count = 0.0, 0
-    names = [head.tensor for head in loss.heads]
-    for batch in batches:
-        wanted, values = exact.run(batch, names), found.run({**batch, **given}, names)
-        total += sum(_divergence(head, wanted[head.tensor], values[head.tensor]) for head in loss.heads)
-        count += 1
-    return total / max(1, count)
+
+    def __init__(self, proto: onnx.ModelProto, loss: LossSpec, batches: Sequence[Feeds], threads: int = 2) -> None:
+        """Run the float model once.
+
+        Args:
+            proto: The float model.
+            loss: Says what the outputs are.
+            batches: Feeds; held in memory, as are the outputs.
+            threads: Threads of the sessions.
+        """
+        self._loss, self._batches, self._threads = loss, batches, threads
+        self._names = list(dict.fromkeys(head.tensor for head in loss.heads))
+        session = self.session(proto)
+        self._wanted = [session.run(batch, self._names) for batch in batches]
+
+    def session(self, proto: onnx.ModelProto) -> Session:
+        """A session of a model that has the tensors which the loss reads; exact in its integer sums."""
+        return make_session(
+            _with_outputs(proto, self._names), threads=self._threads, optimize="extended", config=NO_SPINNING
+        )
+
+    def of(self, session: Session, given: Feeds | None = None) -> float:
+        """Divergence of the model in ``session``, which also reads the inputs ``given``."""
+        given = {name: value for name, value in (given or {}).items() if name in session.input_names}
+        total = 0.0
+        for batch, wanted in zip(self._batches, self._wanted, strict=True):
+            found = session.run({**batch, **given}, self._names)
+            total += sum(_divergence(head, wanted[head.tensor], found[head.tensor]) for head in self._loss.heads)
+        return total / max(1, len(self._batches))
 
 
-def _with_heads(proto: onnx.ModelProto, loss: LossSpec) -> onnx.ModelProto:
-    """The model with the tensors that the loss reads among its outputs."""
+def _with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with ``names`` among its outputs."""
     present = {value.name for value in proto.graph.output}
-    missing = [head.tensor for head in loss.heads if head.tensor not in present]
+    missing = [name for name in names if name not in present]
     if not missing:
         return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    copy.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in dict.fromkeys(missing)
-    )
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in missing)
     return copy
 
 
@@ -68,14 +69,9 @@ def _divergence(head: Head, exact: np.ndarray, found: np.ndarray) -> float:
     """Mean over samples (and positions) of one head."""
     exact, found = exact.astype(np.float64), found.astype(np.float64)
     if head.kind == "softmax":
-        p, q = (_log_softmax(value, head.axis) for value in (exact, found))
+        p, q = (log_softmax(value, head.axis) for value in (exact, found))
         return float((np.exp(p) * (p - q)).sum(axis=head.axis).mean())
     if head.kind == "bernoulli":
         p = 1.0 / (1.0 + np.exp(-exact))
         return float((np.logaddexp(0, -found) - np.logaddexp(0, -exact) + (1 - p) * (found - exact)).mean())
     return float(np.square(found - exact).sum() / max(np.square(exact).sum(), 1e-30))
-
-
-def _log_softmax(value: np.ndarray, axis: int) -> np.ndarray:
-    value = value - value.max(axis=axis, keepdims=True)
-    return value - np.log(np.exp(value).sum(axis=axis, keepdims=True))

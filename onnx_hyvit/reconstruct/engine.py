@@ -19,12 +19,14 @@ from ..placement import Plan
 from ..recipes import Reconstruction
 from ..runtime import Progress
 from .cache import BlockCache
-from .divergence import divergence
+from .divergence import Divergence
 from .layers import find_layers
 from .objective import Metric, Objective
 from .sweep import BlockResult, Sweep
+from .trial import TrialModel
 
 logger = logging.getLogger(__name__)
+State = tuple[Mapping[str, QParams], Mapping[str, np.ndarray]]  # scales, parameters
 REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
 
 
@@ -125,7 +127,7 @@ def reconstruct(
         if progress is not None:
             progress(len(results), len(blocks), "reconstruct")
     end = (sweep.qparams, sweep.parameters)
-    before, after = (divergence(sweep.trial, proto, *state, batches, loss, threads) for state in (start, end))
+    before, after = _divergences(Divergence(proto, loss, batches, threads), sweep.trial, (start, end))
     kept = after <= before
     if not kept:
         logger.warning(
@@ -133,6 +135,12 @@ def reconstruct(
         )
     chosen = end if kept else (qparams, {})
     return Reconstructed(dict(chosen[0]), dict(chosen[1]), results, weighting, before, after, kept)
+
+
+def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) -> list[float]:
+    """Divergence of the model's outputs for each state."""
+    session = judge.session(trial.proto)
+    return [judge.of(session, {**trial.feeds(qparams), **parameters}) for qparams, parameters in states]
 
 
 def _batches_that_fit(

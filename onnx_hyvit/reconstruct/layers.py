@@ -148,10 +148,3 @@ def _same_pads(
 def parameters_of(layers: list[Layer]) -> list[str]:
     """Names of the weights and biases of ``layers``."""
     return [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
-
-
-def write_parameters(model: Model, values: Mapping[str, np.ndarray]) -> None:
-    """Put new values into the initializers of ``model``, which is edited in place."""
-    for name, tensor in model.graph.tensors().items():
-        if name in values and isinstance(tensor, gs.Constant):
-            tensor.values = np.ascontiguousarray(values[name], np.float32).reshape(tensor.values.shape)

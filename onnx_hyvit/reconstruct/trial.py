@@ -21,9 +21,8 @@ from ..insert_qdq import insert_qdq
 from ..numerics import QParams
 from ..placement import Plan
 from ..runtime import Session, make_session
+from .divergence import NO_SPINNING
 
-# between two runs numpy works: idle threads of the session would spin
-NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 Feeds = Mapping[str, np.ndarray]
 
 

@@ -12,7 +12,7 @@ from qdq_graphs import ORT, parse, plan_of, weight
 
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.costs import Kernel, Profile, choose_float
-from onnx_hyvit.costs.choose import _cheapest, _state
+from onnx_hyvit.costs.choose import _cheapest, pose_problem
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.planning import decide
@@ -63,7 +63,7 @@ def random_profile(seed: int) -> Profile:
 def test_the_cut_is_the_cheapest_of_all_choices(text: str, seed: int) -> None:
     model = model_of(text)
     shapes = observe_shapes(model_to_proto(model))
-    problem = _state(model.graph, plan_of(model), shapes, random_profile(seed))
+    problem = pose_problem(model.graph, plan_of(model), shapes, random_profile(seed))
     for table in problem.tables.values():  # what the cut cannot express is made dearer first, as the choice does
         table[0][1] = max(table[0][1], table[0][0] + table[1][1] - table[1][0])
     free = [at for at, unit in enumerate(problem.units) if unit.is_free]

@@ -18,7 +18,7 @@ from onnx_hyvit.graph import load_model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.recipes import SCALES_ONLY, Reconstruction, find_recipe
-from onnx_hyvit.reconstruct import find_layers, give_biases, reconstruct, write_parameters
+from onnx_hyvit.reconstruct import find_layers, give_biases, reconstruct
 from onnx_hyvit.reconstruct.layers import parameters_of
 from onnx_hyvit.reconstruct.objective import Objective
 from onnx_hyvit.reconstruct.sweep import Sweep
@@ -75,8 +75,8 @@ def prepared_for(bits: str, model, data):
     return prepared, plan, qparams | weight_scales(prepared.model, plan, recipe), source, data
 
 
-def finished(model, plan, qparams):
-    return model_to_proto(insert_qdq(model, plan, qparams))
+def finished(model, plan, qparams, parameters=None):
+    return model_to_proto(insert_qdq(model, plan, qparams, parameters))
 
 
 def test_the_trial_model_computes_what_the_finished_model_computes():
@@ -116,11 +116,10 @@ def test_outputs_come_closer_to_float(ready, settings):
     result = reconstruct(model, plan, qparams, prepared.shapes, source, settings, threads=1)
     assert result.kept and result.divergence_after < result.divergence_before
     start = finished(model, plan, qparams)
-    write_parameters(model, result.parameters)
     exact = make_session(model_to_proto(prepared.model)).run({"x": data})["y"]
     errors = [
         np.square(make_session(proto).run({"x": data})["y"] - exact).mean()
-        for proto in (start, finished(model, plan, result.qparams))
+        for proto in (start, finished(model, plan, result.qparams, result.parameters))
     ]
     assert errors[1] < errors[0]
     report = result.to_dict()
@@ -130,8 +129,8 @@ def test_outputs_come_closer_to_float(ready, settings):
 
 def test_a_result_that_is_worse_is_not_used(ready, monkeypatch, caplog):
     prepared, plan, qparams, source, _ = ready
-    values = iter([1.0, 2.0])
-    monkeypatch.setattr("onnx_hyvit.reconstruct.engine.divergence", lambda *_: next(values))
+    values = [1.0, 2.0]
+    monkeypatch.setattr("onnx_hyvit.reconstruct.engine._divergences", lambda *_: values)
     result = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, Reconstruction(search=False))
     assert not result.kept and result.parameters == {} and result.qparams == qparams
     assert "not used" in caplog.text

@@ -50,6 +50,11 @@ def _efficientformer(classes: int) -> nn.Module:
     return model
 
 
+def _mobile_former(classes: int) -> nn.Module:
+    """Mobile-Former-26M; its last maps are 4x4 where a stride of 32 would leave 2x2."""
+    return mobile_former_26m(classes, last_stride=1)
+
+
 def _deit_tiny(classes: int) -> nn.Module:
     """DeiT-Tiny (width 192, 3 heads) with patch 8 and half the depth."""
     return VisionTransformer(
@@ -82,7 +87,7 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "mobilevitv2_050": _mobilevitv2_050,
     "efficientformerv2_s0": _efficientformerv2_s0,
     "edgenext_xx_small": _edgenext_xx_small,
-    "mobile_former": mobile_former_26m,
+    "mobile_former": _mobile_former,
     "efficientformer": _efficientformer,
     "deit_tiny": _deit_tiny,
     "swin": _swin,

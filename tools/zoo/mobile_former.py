@@ -87,11 +87,11 @@ class ChannelShuffle(nn.Module):
 class Mobile(nn.Module):
     """Inverted bottleneck with dynamic ReLU; with stride 2 a lite bottleneck comes first."""
 
-    def __init__(self, c_in: int, c_out: int, expansion: int, strided_expansion: int):
+    def __init__(self, c_in: int, c_out: int, expansion: int, strided_expansion: int, stride: int = 2):
         super().__init__()
         self.reduce = None
         if strided_expansion:
-            self.reduce = LiteBottleneck(c_in, c_out, strided_expansion, stride=2, groups=GROUPS, activation=False)
+            self.reduce = LiteBottleneck(c_in, c_out, strided_expansion, stride, groups=GROUPS, activation=False)
             c_in = c_out
         wide = c_in * expansion
         self.expand = ConvNorm(c_in, wide, groups=GROUPS)
@@ -188,11 +188,11 @@ class FormerToMobile(nn.Module):
 class MobileFormerBlock(nn.Module):
     """Bridge, Former, Mobile, bridge: one step of both streams."""
 
-    def __init__(self, c_in: int, c_out: int, expansion: int, strided_expansion: int):
+    def __init__(self, c_in: int, c_out: int, expansion: int, strided_expansion: int, stride: int = 2):
         super().__init__()
         self.to_former = MobileToFormer(c_in)
         self.former = Former()
-        self.mobile = Mobile(c_in, c_out, expansion, strided_expansion)
+        self.mobile = Mobile(c_in, c_out, expansion, strided_expansion, stride)
         self.to_mobile = FormerToMobile(c_out)
 
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,16 +202,19 @@ class MobileFormerBlock(nn.Module):
 
 
 class MobileFormer(nn.Module):
-    """The whole network: image [n, 3, side, side] -> logits [n, classes]."""
+    """The whole network: image [n, 3, side, side] -> logits [n, classes]; the last strided block has `last_stride`."""
 
-    def __init__(self, blocks: tuple[tuple[int, int, int], ...], classes: int):
+    def __init__(self, blocks: tuple[tuple[int, int, int], ...], classes: int, last_stride: int = 2):
         super().__init__()
+        strided = [place for place, block in enumerate(blocks) if block[2]]
+        strides = [last_stride if place == strided[-1] else 2 for place in range(len(blocks))]
         self.tokens = nn.Parameter(torch.randn(1, TOKENS, TOKEN_DIM) * 0.02)
         self.stem = nn.Sequential(ConvNorm(3, STEM, 3, stride=2), nn.Hardswish())
         self.lite = LiteBottleneck(STEM, LITE_CHANNELS, LITE_EXPANSION, stride=2)
         widths = [LITE_CHANNELS, *(block[0] for block in blocks)]
         self.blocks = nn.ModuleList(
-            MobileFormerBlock(c_in, *block) for c_in, block in zip(widths, blocks, strict=False)
+            MobileFormerBlock(c_in, *block, stride)
+            for c_in, block, stride in zip(widths, blocks, strides, strict=False)
         )
         last, wide = widths[-1], 6 * widths[-1]
         self.widen = nn.Sequential(ConvNorm(last, wide), nn.Hardswish())
@@ -232,6 +235,6 @@ class MobileFormer(nn.Module):
         return self.head(torch.cat((pooled, z[:, 0]), dim=1))
 
 
-def mobile_former_26m(classes: int) -> MobileFormer:
-    """Build Mobile-Former-26M with fresh weights."""
-    return MobileFormer(BLOCKS_26M, classes)
+def mobile_former_26m(classes: int, last_stride: int = 2) -> MobileFormer:
+    """Build Mobile-Former-26M with fresh weights; `last_stride` 1 leaves maps of 1/16 of the image, not 1/32."""
+    return MobileFormer(BLOCKS_26M, classes, last_stride)

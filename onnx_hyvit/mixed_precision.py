@@ -1,0 +1,197 @@
+"""The pipeline's step from a plan to numbers: what goes back to float because that is worth its time, then scales.
+
+With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .backward import choose_loss
+from .blocks import Structure
+from .calibration import Source
+from .config import QuantConfig
+from .costs import Profile, find_profile, pose_problem
+from .graph import Model, model_to_proto
+from .insert_qdq import insert_qdq
+from .numerics import QParams
+from .placement import Plan
+from .planning import Decision
+from .precision import Budget, Effects, find_front, measure_effects
+from .recipes import Recipe
+from .reconstruct import BlockCache, Divergence
+from .runtime import Progress
+from .scales import Scales, find_scales, first_scales
+
+logger = logging.getLogger(__name__)
+SAMPLES = 16
+BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
+LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
+NOTHING = Budget(share=0.0, rate=float("inf"), layers=False)
+BUDGETS = {
+    "balanced": Budget(share=0.05, rate=2.0),
+    "speed": Budget(share=0.0, rate=0.0),
+    "size": Budget(share=0.05, rate=2.0, layers=False),
+}
+
+
+ROUNDS = 5  # of scales for a limit on the divergence
+TIGHTER = 0.8  # each round aims a little lower than what the last one's ratio of found to predicted asks for
+Decide = Callable[[Mapping[str, str]], Decision]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A plan with its numbers.
+
+    Args:
+        decision: The plan, with what went back to float.
+        scales: Its numbers.
+        summary: What was weighed, plain values for the report; None when the recipe weighs nothing.
+    """
+
+    decision: Decision
+    scales: Scales
+    summary: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+def fit_precision(
+    model: Model,
+    decision: Decision,
+    decide: Decide,
+    shapes: Shapes,
+    structure: Structure,
+    source: Source,
+    recipe: Recipe,
+    config: QuantConfig,
+    *,
+    cache_for: Callable[[Plan], BlockCache | None] = lambda plan: None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Choose what goes back to float, then find the scales of what is left.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        decision: The plan to start from.
+        decide: Makes a decision with more float nodes, each given with the reason.
+        shapes: Concrete shapes of all tensors.
+        structure: Blocks of the model.
+        source: Calibration data.
+        recipe: How scales are found, and whether precision is weighed at all.
+        config: Objective, bits, ``max_drop``, seed, threads.
+        cache_for: Cache of finished blocks for a plan.
+        progress: Called as ``progress(done, total, text)``.
+    """
+    first = first_scales(model, decision.plan, source, recipe, config, progress)
+    if not recipe.precision and config.max_drop is None:
+        scales = find_scales(
+            model, decision.plan, shapes, structure, source, recipe, config, first, cache_for(decision.plan), progress
+        )
+        return Fitted(decision, scales)
+    weighed = _Weighed(model, decision, shapes, source, first, config)
+
+    def numbers(plan: Plan) -> Scales:
+        return find_scales(model, plan, shapes, structure, source, recipe, config, first, cache_for(plan), progress)
+
+    if config.max_drop is None:
+        chosen, _, summary = weighed.choose(decide, None, recipe.precision)
+        return Fitted(chosen, numbers(chosen.plan), summary)
+    return _within(config.max_drop, weighed, decide, numbers, recipe.precision)
+
+
+def _within(
+    max_drop: float, weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool
+) -> Fitted:
+    """Repeat the choice with a harder limit until the finished model keeps to ``max_drop``."""
+    limit: float | None = None
+    for left in reversed(range(ROUNDS)):
+        chosen, predicted, summary = weighed.choose(decide, limit, spend)
+        scales = numbers(chosen.plan)
+        reached = weighed.divergence(chosen.plan, scales)
+        summary |= {"max_drop": max_drop, "reached": reached}
+        if reached <= max_drop or not left or not chosen.plan.int8_nodes:
+            break
+        limit = TIGHTER * predicted * max_drop / reached
+    if reached > max_drop:
+        logger.warning("divergence %.3g is above max_drop %.3g: no choice found reaches it", reached, max_drop)
+    return Fitted(chosen, scales, summary)
+
+
+class _Weighed:
+    """Effects of a plan's roundings beside what they cost, measured once for all limits."""
+
+    def __init__(
+        self,
+        model: Model,
+        decision: Decision,
+        shapes: Shapes,
+        source: Source,
+        first: Mapping[str, QParams],
+        config: QuantConfig,
+    ) -> None:
+        self._model, self._decision, self._config = model, decision, config
+        self._batches = [feeds for _, feeds in source]
+        self._proto = model_to_proto(model)
+        self._loss = choose_loss(self._proto, shapes)
+        self._effects: Effects = measure_effects(
+            self._proto,
+            decision.plan,
+            first,
+            shapes,
+            self._batches,
+            self._loss,
+            samples=SAMPLES,
+            seed=config.seed,
+            threads=config.threads,
+        )
+        self._profile: Profile | None = decision.profile
+        costs = self._profile or find_profile(BORROWED)
+        assert costs is not None
+        self._costs = costs
+        self._problem = pose_problem(model.graph, decision.plan, shapes, costs)
+        if unknown := self._unknown():
+            logger.warning(
+                "%d tensors stay as planned: no gradient reaches them (%s)", len(unknown), ", ".join(unknown[:3])
+            )
+
+    def _unknown(self) -> list[str]:
+        return sorted({rounding.tensor for rounding in self._effects.unknown})
+
+    def choose(self, decide: Decide, limit: float | None, spend: bool) -> tuple[Decision, float, dict[str, Any]]:
+        """The plan for a limit: (decision, predicted divergence, plain values for the report).
+
+        ``balanced`` spends up to 5 % of the predicted time, on steps that take away at least twice the share of
+        divergence; ``speed`` takes only what costs nothing; ``size`` leaves layers (their small weights) alone. So do
+        codes narrower than 8 bits, which were asked for: there only glue may become float. A limit overrides all that.
+
+        Args:
+            decide: See ``fit_precision``.
+            limit: Predicted divergence to reach, None for the budget of the objective alone.
+            spend: Whether the objective has a budget at all.
+        """
+        config = self._config
+        narrow = min(config.weight_bits, config.activation_bits) < 8
+        budget = BUDGETS[config.objective] if spend else NOTHING
+        budget = replace(budget, limit=limit, layers=budget.layers and not narrow)
+        care = None if self._profile else LAYERS_COST
+        front = find_front(self._model.graph, self._problem, self._effects, budget, care)
+        summary = {
+            "loss": self._loss.describe(),
+            "costs": self._costs.target,
+            "borrowed": self._profile is None,
+            **front.to_dict(),
+            "unknown": self._unknown(),
+        }
+        chosen = front.float_nodes()
+        predicted = front.steps[-1].divergence if front.steps else front.divergence
+        return decide(chosen) if chosen else self._decision, predicted, summary
+
+    def divergence(self, plan: Plan, scales: Scales) -> float:
+        """Divergence of the finished model's outputs on the calibration samples."""
+        judge = Divergence(self._proto, self._loss, self._batches, self._config.threads)
+        quantized = model_to_proto(insert_qdq(self._model, plan, scales.qparams, scales.parameters))
+        return judge.of(judge.session(quantized))

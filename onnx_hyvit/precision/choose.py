@@ -1,0 +1,192 @@
+"""Which units had better be float: the most divergence taken away for the least time.
+
+One unit after the other (or two neighbours at once) goes back to float: the one that takes away the largest share of
+the predicted divergence for its share of time, as long as the budget lasts. The steps are a Pareto front of divergence
+and time, as far as greed finds it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from ..costs import Problem
+from .effects import OUTPUT, Effects
+
+LEAST_SHARE = 0.005  # of the divergence: smaller steps are noise
+LEAST_US = 1e-3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent.
+
+    Args:
+        share: Of the plan's predicted time, 0 to 1; steps that cost nothing are always allowed.
+        rate: A step must take away at least this many times the share of divergence that it costs of the time.
+        limit: Divergence that must be reached, whatever it costs; None asks for nothing.
+        layers: Whether layers (units with weights) may become float while no limit asks for it.
+    """
+
+    share: float
+    rate: float
+    limit: float | None = None
+    layers: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step towards float.
+
+    Args:
+        nodes: Names of the nodes that became float.
+        cost_us: Microseconds that it costs, negative where it gains.
+        divergence: Predicted divergence after it.
+    """
+
+    nodes: tuple[str, ...]
+    cost_us: float
+    divergence: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        return {"nodes": list(self.nodes), "cost_us": round(self.cost_us, 2), "divergence": self.divergence}
+
+
+@dataclass(frozen=True)
+class Front:
+    """The steps from the plan towards float.
+
+    Args:
+        divergence: Predicted divergence of the plan.
+        int8_us: Its predicted microseconds.
+        steps: The steps, in the order in which they were taken.
+    """
+
+    divergence: float
+    int8_us: float
+    steps: tuple[Step, ...]
+
+    def float_nodes(self) -> dict[str, str]:
+        """Nodes that are float after all steps, each with the reason."""
+        found: dict[str, str] = {}
+        before = self.divergence
+        for step in self.steps:
+            saved, before = (before - step.divergence) / self.divergence, step.divergence
+            reason = f"float here takes away {saved:.1%} of the predicted divergence for {step.cost_us:.3g} us"
+            found |= dict.fromkeys(step.nodes, reason)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        return {
+            "predicted_divergence": self.divergence,
+            "predicted_int8_us": round(self.int8_us, 1),
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
+
+def find_front(
+    graph: gs.Graph, problem: Problem, effects: Effects, budget: Budget, layers_cost: float | None = None
+) -> Front:
+    """Take units back to float while ``budget`` allows it.
+
+    Args:
+        graph: The graph that ``problem`` was posed for.
+        problem: Units and their costs under the plan.
+        effects: Effects of the plan's roundings.
+        budget: What may be spent, and what must be reached.
+        layers_cost: Share of its float time that a layer loses at least when it leaves int8; for costs that were
+            measured on another kind of processor. None trusts them.
+
+    Returns:
+        The steps taken.
+    """
+    state = _State(graph, problem, effects, layers_cost)
+    start = total = state.divergence(state.tensors(), state.int8)
+    whole = problem.cost(state.int8)
+    front: list[Step] = []
+    spent, everything = 0.0, budget.layers
+    while start > 0:
+        asked = budget.limit is not None and total > budget.limit
+        best = state.best(everything or asked)
+        if best is None:
+            break
+        members, saved, cost = best
+        share, paid = saved / start, max(cost, 0.0) / whole
+        worth = share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= budget.share
+        if not (worth or asked):
+            break
+        state.take(members)
+        spent, total = spent + paid, total - saved
+        names = tuple(node.name for at in sorted(members) for node in problem.units[at].nodes)
+        front.append(Step(names, cost, total))
+    return Front(start, whole, tuple(front))
+
+
+class _State:
+    """Which units are int8, and what that costs and does."""
+
+    def __init__(self, graph: gs.Graph, problem: Problem, effects: Effects, layers_cost: float | None) -> None:
+        self.int8 = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
+        self._problem, self._effects, self._layers_cost = problem, effects, layers_cost
+        place = {node.name: at for at, unit in enumerate(problem.units) for node in unit.nodes}
+        made_by = {t.name: place.get(t.inputs[0].name, 0) for t in graph.tensors().values() if t.inputs}
+        self._terms: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # (term, maker, reader)
+        self._touched: dict[int, set[str]] = defaultdict(set)
+        for number, rounding in enumerate(effects.roundings):
+            reader = 0 if rounding.reader == OUTPUT else place.get(rounding.reader, 0)
+            maker = reader if rounding.is_weight else made_by.get(rounding.tensor, 0)
+            self._terms[rounding.tensor].append((number, maker, reader))
+            for at in (maker, reader):
+                self._touched[at].add(rounding.tensor)
+        weights = {rounding.reader for rounding in effects.roundings if rounding.is_weight}
+        self._layers = {place[name] for name in weights if name in place}
+
+    def tensors(self) -> list[str]:
+        """Every tensor that is rounded."""
+        return list(self._terms)
+
+    def divergence(self, tensors: Collection[str], int8: frozenset[int]) -> float:
+        """Predicted divergence of the roundings of ``tensors`` when the units ``int8`` are int8."""
+        return self._effects.divergence(
+            [term for term, maker, reader in self._terms[name] if maker in int8 or reader in int8] for name in tensors
+        )
+
+    def take(self, members: frozenset[int]) -> None:
+        """Make ``members`` float."""
+        self.int8 -= members
+
+    def best(self, layers: bool) -> tuple[frozenset[int], float, float] | None:
+        """The unit or pair of neighbours that saves most for its time: (units, divergence saved, microseconds)."""
+        found = None
+        for members in self._candidates(layers):
+            touched = sorted(set().union(*(self._touched[at] for at in members)))
+            saved = self.divergence(touched, self.int8) - self.divergence(touched, self.int8 - members)
+            if saved <= 0:
+                continue
+            cost = self._cost(members)
+            rate = saved / max(cost, LEAST_US)
+            if found is None or rate > found[0]:
+                found = (rate, members, saved, cost)
+        return None if found is None else found[1:]
+
+    def _candidates(self, layers: bool) -> Iterator[frozenset[int]]:
+        free = self.int8 if layers else self.int8 - self._layers
+        for at in sorted(free):
+            yield frozenset((at,))
+        for at in sorted(free):
+            for other in sorted(self._problem.near(at) & free):
+                if other > at:
+                    yield frozenset((at, other))
+
+    def _cost(self, members: frozenset[int]) -> float:
+        cost = self._problem.change(self.int8, members)
+        if self._layers_cost is None:
+            return cost
+        layers = sum(self._problem.units[at].float_us for at in members & self._layers)
+        return max(cost, self._layers_cost * layers)

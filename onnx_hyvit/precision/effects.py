@@ -1,0 +1,242 @@
+"""What each rounding of a plan does to the outputs, all of them at once, from gradients.
+
+With ``g`` the gradient of the sampled loss (``backward.loss``) where a tensor is read, and ``d`` what rounding adds to
+it, ``s = g . d`` is the effect of that rounding in one draw, and ``E[(s_1 + s_2 + ...)^2] / 2`` is, to second order,
+the divergence that the roundings 1, 2, ... cause together (``E[g g^T]`` is the Gauss-Newton Hessian). A tensor may be
+rounded for one reader and not for another, so each reading is a term of its own, and so is each rounded weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..backward import LossSpec, build_backward
+from ..numerics import QParams, fake_quantize
+from ..placement import Plan
+from ..runtime import make_session
+
+OUTPUT = ""  # the reader of a model output
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """One term.
+
+    Args:
+        tensor: The activation or weight that is rounded.
+        reader: Name of the node that reads it so; ``OUTPUT`` for a model output.
+        is_weight: Whether it is a weight.
+    """
+
+    tensor: str
+    reader: str
+    is_weight: bool = False
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects of all roundings.
+
+    Args:
+        roundings: The terms.
+        values: Effect of each in each draw, float64 [draws, terms].
+        unknown: Terms that no gradient reaches.
+    """
+
+    roundings: tuple[Rounding, ...]
+    values: np.ndarray
+    unknown: tuple[Rounding, ...] = ()
+
+    def divergence(self, tensors: Iterable[Sequence[int]]) -> float:
+        """Predicted divergence of roundings, given as numbers of terms; those of one tensor belong together.
+
+        Different tensors count as independent: their cross terms are small beside the noise of a few hundred draws.
+        """
+        return 0.5 * sum(float(np.square(self.values[:, list(terms)].sum(axis=1)).mean()) for terms in tensors if terms)
+
+
+def measure_effects(
+    proto: onnx.ModelProto,
+    plan: Plan,
+    qparams: Mapping[str, QParams],
+    shapes: Mapping[str, tuple[int, ...]],
+    batches: Iterable[Feeds],
+    loss: LossSpec,
+    *,
+    draws: int = 4,
+    samples: int = 32,
+    seed: int = 0,
+    threads: int = 2,
+) -> Effects:
+    """Effect of every rounding of ``plan`` on the outputs of the float model.
+
+    Args:
+        proto: Float model that the plan was made for, opset 13 or higher.
+        plan: What is rounded.
+        qparams: Scales of activations and weights.
+        shapes: Concrete shape of every tensor; runs have their batch.
+        batches: Feeds, cut into runs.
+        loss: Loss at the outputs.
+        draws: Random draws for each sample.
+        samples: Samples to use at most.
+        seed: Same seed, same effects.
+        threads: Threads of the session.
+    """
+    traced = _Trace(proto, plan, qparams, shapes)
+    targets = list(dict.fromkeys(traced.seen_at.values()))
+    model = build_backward(traced.proto, targets, loss, traced.shapes)
+    known = [rounding for rounding, target in traced.seen_at.items() if target in model.gradients]
+    unknown = tuple(rounding for rounding, target in traced.seen_at.items() if target in model.missing)
+    if not known:
+        return Effects((), np.zeros((1, 0)), unknown)
+    graph = model.proto.graph
+    del graph.output[:]
+    for place, rounding in enumerate(known):
+        product, total = f"effect/{place}/product", f"effect/{place}"
+        gradient = model.gradients[traced.seen_at[rounding]]
+        graph.node.append(helper.make_node("Mul", [gradient, traced.change[rounding]], [product]))
+        graph.node.append(helper.make_node("ReduceSum", [product], [total], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(total, TensorProto.FLOAT, ()))
+    names = [value.name for value in graph.output]
+    session = make_session(model.proto, threads=threads, name="effects of roundings")
+    rng = np.random.default_rng(seed)
+    size = next(iter(shapes[info.name][0] for info in proto.graph.input if shapes.get(info.name)), 1)
+    rows = []
+    for feeds in _runs(batches, size, samples):
+        for _ in range(draws):
+            found = session.run({**feeds, **loss.draw(rng)}, names)
+            rows.append([float(found[name]) for name in names])
+    values = np.array(rows, np.float64).reshape(-1, len(names)) / math.sqrt(size)
+    return Effects(tuple(known), np.nan_to_num(values), unknown)
+
+
+def _runs(batches: Iterable[Feeds], size: int, samples: int) -> Iterable[dict[str, np.ndarray]]:
+    taken = 0
+    for feeds in batches:
+        count = min(len(array) for array in feeds.values())
+        for start in range(0, count - size + 1, size):
+            if taken >= samples:
+                return
+            yield {name: array[start : start + size] for name, array in feeds.items()}
+            taken += size
+
+
+class _Trace:
+    """The float model with a name for each reading of a rounded tensor, and what rounding adds there."""
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        plan: Plan,
+        qparams: Mapping[str, QParams],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.proto = onnx.ModelProto()
+        self.proto.CopyFrom(proto)
+        self.shapes = dict(shapes)
+        self.seen_at: dict[Rounding, str] = {}
+        self.change: dict[Rounding, str] = {}
+        self._plan = plan
+        self._nodes: list[onnx.NodeProto] = []
+        self._edges: dict[tuple[str, str], str] = {}
+        free = {name for name in plan.activations if name not in plan.tied and name in shapes and name in qparams}
+        outputs = {value.name for value in proto.graph.output}
+        inputs = [value.name for value in proto.graph.input]
+        for name in [name for name in inputs if name in free]:
+            self._activation(name, qparams[name])
+        for node in list(self.proto.graph.node):
+            self._readings(node, free)
+            made = [name for name in node.output if name in free]
+            for place, name in enumerate(node.output):
+                if name in made and name in outputs:
+                    node.output[place] = f"{name}::made"
+            self._nodes.append(node)
+            self._weight(node, qparams)
+            for name in made:
+                self._activation(name, qparams[name], name in outputs)
+        del self.proto.graph.node[:]
+        self.proto.graph.node.extend(self._nodes)
+
+    def _readings(self, node: onnx.NodeProto, free: set[str]) -> None:
+        """Let ``node`` read its rounded inputs under names of their own."""
+        for place, name in enumerate(node.input):
+            if name in free:
+                node.input[place] = self._edge(name, node.name)
+
+    def _edge(self, tensor: str, reader: str) -> str:
+        key = (tensor, reader)
+        if key not in self._edges:
+            name = f"{tensor}::for::{reader}"
+            self._edges[key] = name
+            self.shapes[name] = self.shapes[tensor]
+            self._nodes.append(helper.make_node("Identity", [self._origin(tensor)], [name], name=name))
+            rounding = Rounding(tensor, reader)
+            self.seen_at[rounding], self.change[rounding] = name, f"{tensor}::change"
+        return self._edges[key]
+
+    def _origin(self, tensor: str) -> str:
+        made = f"{tensor}::made"
+        return made if made in self.shapes else tensor
+
+    def _activation(self, tensor: str, qparams: QParams, is_output: bool = False) -> None:
+        """Emit what rounding adds to ``tensor``."""
+        origin = tensor
+        if is_output:
+            origin = f"{tensor}::made"
+            self.shapes[origin] = self.shapes[tensor]
+            self._nodes.append(helper.make_node("Identity", [origin], [tensor], name=f"{tensor}::output"))
+            rounding = Rounding(tensor, OUTPUT)
+            self.seen_at[rounding], self.change[rounding] = tensor, f"{tensor}::change"
+        spec = qparams.spec
+        codes, rounded = f"{tensor}::codes", f"{tensor}::rounded"
+        params = [
+            self._constant(f"{tensor}::{word}", value)
+            for word, value in (("scale", qparams.scale), ("zero_point", qparams.zero_point))
+        ]
+        axis: dict[str, Any] = {} if qparams.scale.ndim == 0 else {"axis": spec.axis}
+        self._nodes.append(helper.make_node("QuantizeLinear", [origin, *params], [codes], **axis))
+        if not spec.is_full_container:
+            limits = [self._constant(f"{tensor}::{end}", np.array(getattr(spec, end), spec.dtype)) for end in _ENDS]
+            self._nodes.append(helper.make_node("Clip", [codes, *limits], [f"{codes}::clipped"]))
+            codes = f"{codes}::clipped"
+        self._nodes.append(helper.make_node("DequantizeLinear", [codes, *params], [rounded], **axis))
+        self._nodes.append(helper.make_node("Sub", [rounded, origin], [f"{tensor}::change"]))
+        for name in (codes, rounded, f"{tensor}::codes", f"{tensor}::change"):
+            self.shapes[name] = self.shapes[tensor]
+
+    def _weight(self, node: onnx.NodeProto, qparams: Mapping[str, QParams]) -> None:
+        """Emit what the rounding of a layer's weight adds to its output."""
+        if len(node.input) < 2 or node.input[1] not in self._plan.weights or node.input[1] not in qparams:
+            return
+        if node.name not in self._plan.int8_nodes:
+            return
+        name, output = node.input[1], node.output[0]
+        weight = next((t for t in self.proto.graph.initializer if t.name == name), None)
+        if weight is None or output not in self.shapes:
+            return
+        values = numpy_helper.to_array(weight)
+        change = self._constant(f"{name}::change", fake_quantize(values, qparams[name]) - values)
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        del copy.input[2:]
+        copy.input[1] = change
+        copy.name, copy.output[0] = f"{node.name}::change", f"{output}::by_weight"
+        self._nodes.append(copy)
+        self.shapes[copy.output[0]] = self.shapes[output]
+        rounding = Rounding(name, node.name, True)
+        self.seen_at[rounding], self.change[rounding] = output, copy.output[0]
+
+    def _constant(self, name: str, values: np.ndarray) -> str:
+        self.proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+
+_ENDS = ("qmin", "qmax")

@@ -1,0 +1,101 @@
+"""From a plan to numbers: first scales of activations and weights, then block reconstruction as the recipe asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .blocks import Structure
+from .calibrate import activation_qparams, weight_scales
+from .calibration import Source
+from .config import QuantConfig
+from .graph import Model, model_to_proto
+from .numerics import QParams
+from .placement import Plan
+from .recipes import Recipe
+from .reconstruct import BlockCache, Reconstructed, reconstruct
+from .runtime import Progress
+
+
+@dataclass(frozen=True)
+class Scales:
+    """All numbers that a plan needs.
+
+    Args:
+        qparams: Scale and zero point of every activation that is not tied, and of weights.
+        parameters: New float values of weights (of their codes) and biases, by initializer name.
+        reconstructed: What reconstruction did, None when the recipe has none.
+    """
+
+    qparams: Mapping[str, QParams]
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reconstructed: Reconstructed | None = None
+
+
+def first_scales(
+    model: Model, plan: Plan, source: Source, recipe: Recipe, config: QuantConfig, progress: Progress | None = None
+) -> dict[str, QParams]:
+    """Scales from statistics alone, see ``calibrate``."""
+    half = config.max_memory // 2 if config.max_memory else None
+    found = activation_qparams(
+        model_to_proto(model), plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
+    )
+    return found | weight_scales(model, plan, recipe)
+
+
+def find_scales(
+    model: Model,
+    plan: Plan,
+    shapes: Mapping[str, tuple[int, ...]],
+    structure: Structure,
+    source: Source,
+    recipe: Recipe,
+    config: QuantConfig,
+    first: Mapping[str, QParams] | None = None,
+    cache: BlockCache | None = None,
+    progress: Progress | None = None,
+) -> Scales:
+    """Every number of ``plan`` by ``recipe``.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        plan: Where Q/DQ pairs go.
+        shapes: Concrete shapes of its tensors.
+        structure: Its blocks.
+        source: Calibration data.
+        recipe: How scales are found.
+        config: Threads, memory, seed.
+        first: Scales from statistics, of this plan or one with more int8 nodes; found here when None.
+        cache: Finished blocks of an interrupted run.
+        progress: Called as ``progress(done, total, text)``.
+    """
+    qparams = _of_plan(plan, first or {})
+    if qparams is None:
+        qparams = first_scales(model, plan, source, recipe, config, progress)
+    if recipe.reconstruction is None:
+        return Scales(qparams)
+    reconstructed = reconstruct(
+        model,
+        plan,
+        qparams,
+        shapes,
+        source,
+        recipe.reconstruction,
+        structure=structure,
+        threads=config.threads,
+        seed=config.seed,
+        cache=cache,
+        max_memory=config.max_memory,
+        progress=progress,
+    )
+    return Scales(dict(reconstructed.qparams), dict(reconstructed.parameters), reconstructed)
+
+
+def _of_plan(plan: Plan, known: Mapping[str, QParams]) -> dict[str, QParams] | None:
+    """The scales that ``plan`` needs out of ``known``; None when one is missing or of another type."""
+    wanted = {name: spec for name, spec in plan.activations.items() if name not in plan.tied} | dict(plan.weights)
+    if any(name not in known or known[name].spec != spec for name, spec in wanted.items()):
+        return None
+    return {name: known[name] for name in wanted}

@@ -1,0 +1,122 @@
+"""Predicted divergence of every single rounding against the divergence that it really causes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from qdq_graphs import parse, weight
+
+from onnx_hyvit.api import adapted_target, open_calibration, prepare
+from onnx_hyvit.backward import choose_loss
+from onnx_hyvit.calibrate import activation_qparams, weight_scales
+from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.numerics import fake_quantize
+from onnx_hyvit.placement import make_plan
+from onnx_hyvit.precision import Effects, Rounding, measure_effects
+from onnx_hyvit.recipes import find_recipe
+from onnx_hyvit.runtime import make_session
+
+GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
+    c = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(c) s = Sigmoid(r) m = Mul(r, s)
+    e = Conv(m, w2, b2) a = Add(e, m) f = Conv(a, w3, b3)
+    p = GlobalAveragePool(f) q = Flatten(p) y = Gemm(q, w4, b4) }"""
+DATA = np.random.default_rng(0).standard_normal((64, 16, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ready():
+    model = parse(
+        GRAPH,
+        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
+        w2=weight(16, 16, 1, 1, seed=1), b2=np.zeros(16, np.float32),
+        w3=weight(32, 16, 1, 1, seed=2), b3=np.zeros(32, np.float32),
+        w4=8 * weight(32, 8, seed=3), b4=np.zeros(8, np.float32),
+    )  # fmt: skip
+    config = QuantConfig(samples=None, batch_size=8, bits="w6a6")
+    source = open_calibration(model, {"x": DATA}, config)
+    prepared = prepare(model, config)
+    plan = make_plan(prepared.model, prepared.shapes, adapted_target(config), weight_bits=6, activation_bits=6)
+    proto = model_to_proto(prepared.model)
+    recipe = find_recipe("mse")
+    qparams = activation_qparams(proto, plan, source, recipe) | weight_scales(prepared.model, plan, recipe)
+    loss = choose_loss(proto, prepared.shapes)
+    effects = measure_effects(
+        proto, plan, qparams, prepared.shapes, [f for _, f in source], loss, draws=16, samples=64, threads=1
+    )
+    return proto, plan, qparams, effects
+
+
+def really(proto: onnx.ModelProto, rounding: Rounding, qparams) -> float:
+    """KL when just this one reading is rounded."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    graph, params = changed.graph, qparams[rounding.tensor]
+    if rounding.is_weight:
+        stored = next(t for t in graph.initializer if t.name == rounding.tensor)
+        stored.CopyFrom(numpy_helper.from_array(fake_quantize(numpy_helper.to_array(stored), params), stored.name))
+    else:
+        spec = params.spec
+        low, high = ((code - int(params.zero_point)) * params.scale for code in (spec.qmin, spec.qmax))
+        constants = {"t_low": low, "t_high": high, "t_scale": params.scale}
+        graph.initializer.extend(numpy_helper.from_array(np.float32(value), name) for name, value in constants.items())
+        made = [
+            helper.make_node("Div", [rounding.tensor, "t_scale"], ["t_steps"]),
+            helper.make_node("Round", ["t_steps"], ["t_whole"]),
+            helper.make_node("Mul", ["t_whole", "t_scale"], ["t_value"]),
+            helper.make_node("Clip", ["t_value", "t_low", "t_high"], ["t_rounded"]),
+        ]
+        nodes = list(graph.node)
+        reader = next(node for node in nodes if node.name == rounding.reader)
+        place = nodes.index(reader)
+        for at, name in enumerate(reader.input):
+            if name == rounding.tensor:
+                reader.input[at] = "t_rounded"
+        nodes = [
+            onnx.NodeProto.FromString(node.SerializeToString()) for node in [*nodes[:place], *made, *nodes[place:]]
+        ]
+        del graph.node[:]
+        graph.node.extend(nodes)
+    wanted, found = (make_session(model).run({"x": DATA})["y"].astype(np.float64) for model in (proto, changed))
+    logs = [values - np.log(np.exp(values).sum(1, keepdims=True)) for values in (wanted, found)]
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(1).mean())
+
+
+def test_every_rounding_of_the_plan_is_a_term(ready):
+    _, plan, _, effects = ready
+    assert not effects.unknown
+    assert {term.tensor for term in effects.roundings if term.is_weight} == set(plan.weights)
+    assert {term.tensor for term in effects.roundings if not term.is_weight} == set(plan.activations) - set(plan.tied)
+    assert len([term for term in effects.roundings if term.tensor == "m"]) == 2, "read by a layer and by an addition"
+
+
+def test_predicted_divergence_is_what_each_rounding_causes(ready):
+    proto, _, qparams, effects = ready
+    for number, rounding in enumerate(effects.roundings):
+        if rounding.reader:
+            predicted, found = effects.divergence([[number]]), really(proto, rounding, qparams)
+            assert predicted == pytest.approx(found, rel=0.35), rounding
+
+
+def test_readings_of_one_tensor_add_up_before_they_are_squared():
+    values = np.array([[1.0, -1.0, 2.0]])
+    effects = Effects(tuple(Rounding(name, "r") for name in "aab"), values)
+    assert effects.divergence([[0, 1], [2]]) == pytest.approx(2.0)
+    assert effects.divergence([[0], [1], [2]]) == pytest.approx(3.0)
+    assert effects.divergence([[]]) == 0.0
+
+
+def test_the_same_seed_gives_the_same_effects(ready):
+    proto, plan, qparams, _ = ready
+    shapes = {name: (1, *tensor_shape[1:]) for name, tensor_shape in _shapes(proto).items()}
+    loss = choose_loss(proto, shapes)
+    runs = [measure_effects(proto, plan, qparams, shapes, [{"x": DATA}], loss, samples=4, threads=1) for _ in range(2)]
+    assert runs[0].values.shape[0] == 16 and np.array_equal(runs[0].values, runs[1].values)
+
+
+def _shapes(proto):
+    from onnx_hyvit.runtime import observe_shapes
+
+    return observe_shapes(proto)
