@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,6 +157,8 @@ def quantized(report: dict[str, Any]) -> None:
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     _float_reasons(out, kept)
     _speed(out, report["speed"])
+    _precision(out, report["precision"])
+    _reconstruction(out, report["reconstruction"])
     _kernels(out, report["audit"])
     for finding in report["findings"]:
         out.print(f"  [yellow]note[/] {escape(finding)}")
@@ -184,6 +187,56 @@ def _speed(out: Console, speed: dict[str, Any]) -> None:
         f"{predicted['chosen'] / 1e3:.2f} ms for what could be int8 (all int8 {predicted['int8'] / 1e3:.2f}, "
         f"all float {predicted['float'] / 1e3:.2f})"
     )
+
+
+def _precision(out: Console, found: dict[str, Any] | None) -> None:
+    """What went back to float for accuracy."""
+    if found is None:
+        return
+    steps, start = found["steps"], found["predicted_divergence"]
+    if steps:
+        nodes = sum(len(step["nodes"]) for step in steps)
+        paid = sum(max(0.0, step["cost_us"]) for step in steps) / max(found["predicted_int8_us"], 1e-9)
+        whose = ", costs of another processor" if found["borrowed"] else ""
+        out.print(
+            f"  {nodes} nodes taken back to float for accuracy: predicted divergence {start:.2g} -> "
+            f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
+        )
+    if "max_drop" in found:
+        held = found["reached"] <= found["max_drop"]
+        style = "green" if held else "bold red"
+        out.print(f"  [{style}]divergence {found['reached']:.3g}, asked for at most {found['max_drop']:.3g}[/]")
+
+
+def _reconstruction(out: Console, found: dict[str, Any] | None) -> None:
+    """Error of each block before and after, the largest first."""
+    if found is None:
+        return
+    used = "" if found["kept"] else " [yellow](worse: not used)[/]"
+    out.print(
+        f"  reconstructed {len(found['blocks'])} blocks ({escape(found['weighting'])}): divergence at the outputs "
+        f"{found['divergence_before']:.2g} -> {found['divergence_after']:.2g}{used}"
+    )
+    table = Table(title="Blocks with the largest error left", title_justify="left")
+    table.add_column("block", overflow="fold")
+    for column in ("kind", "before", "after", "ranges moved", "layers rounded by"):
+        table.add_column(column, justify="right" if column in ("before", "after", "ranges moved") else "left")
+    for block in sorted(found["blocks"], key=lambda entry: -entry["error_after"])[:WORST_SHOWN]:
+        moved = sum(choice["before"] != choice["after"] for choice in block["choices"])
+        how = _counted(layer["rounding"] + (" + ridge" if layer["ridge"] else "") for layer in block["layers"])
+        table.add_row(
+            escape(block["name"]),
+            block["kind"],
+            f"{block['error_before']:.2g}",
+            f"{block['error_after']:.2g}",
+            f"{moved} of {len(block['choices'])}",
+            escape(how),
+        )
+    out.print(table)
+
+
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(names).items())) or "-"
 
 
 def _verdict(check: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ class WeightCodes:
         dequantizer: Position of that node in the graph.
         values: What the codes stand for.
         bits: Bits that the codes in use need.
+        is_bias: Whether it is a bias in int32: its rounding is tiny, but a quantizer may have corrected it.
     """
 
     tensor: str
@@ -66,6 +67,7 @@ class WeightCodes:
     dequantizer: int
     values: np.ndarray
     bits: int
+    is_bias: bool = False
 
 
 class GraphIndex:
@@ -184,21 +186,22 @@ def _pair(
 
 
 def find_weights(index: GraphIndex) -> Iterator[WeightCodes]:
-    """The constants behind DequantizeLinear, in the graph's order; int32 biases, whose rounding is tiny, left out."""
+    """The constants behind DequantizeLinear, in the graph's order."""
     for place, node in enumerate(index.graph.node):
         tensor = index.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         scale = index.value(node.input[1]) if tensor is not None else None
-        if tensor is None or scale is None or tensor.data_type == TensorProto.INT32:
+        if tensor is None or scale is None:
             continue
         codes = numpy_helper.to_array(tensor).astype(np.float64)
         zero_point = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         spread = [1] * codes.ndim
         if scale.ndim:
-            spread[axis] = -1
+            spread[min(axis, codes.ndim - 1)] = -1  # onnxruntime writes axis 1 for biases, which have one axis
         zero = 0.0 if zero_point is None else zero_point.astype(np.float64).reshape(spread)
         centered = codes - zero
         values = (centered * scale.astype(np.float64).reshape(spread)).astype(scale.dtype)
         largest = float(np.abs(centered).max(initial=1))
         bits = min(8, int(np.ceil(np.log2(largest + 1))) + 1)
-        yield WeightCodes(tensor.name.removesuffix(_CODES_SUFFIX), node.output[0], place, values, bits)
+        name, is_bias = tensor.name.removesuffix(_CODES_SUFFIX), tensor.data_type == TensorProto.INT32
+        yield WeightCodes(name, node.output[0], place, values, bits, is_bias)

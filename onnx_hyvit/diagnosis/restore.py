@@ -1,8 +1,8 @@
 """Find the float weight that a quantized one was made from.
 
-Rewrites rename, pad and scale weights, so names do not lead there in every case; values do: rounding moves a weight by
-little, and no other weight of the same shape is near. A factor per input or output channel, as channel gains leave
-behind, is fitted.
+A constant that kept its name and shape is known by them, however far a quantizer has moved it. Rewrites rename, pad and
+scale weights, so for the others values must lead: rounding moves a weight by little, and no other weight of the same
+shape is near. A factor per input or output channel, as channel gains leave behind, is fitted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 NEAR = 0.2  # squared error over power; 4-bit codes give about 0.02, an unrelated weight about 2
+NEAR_BY_NAME = 1.0  # a constant of the same name and shape is another one only when it shares nothing
 MUCH_BETTER = 0.5
 ROUNDS = 4
 
@@ -25,19 +26,32 @@ class FloatWeights:
 
     def __init__(self, constants: Iterable[Mapping[str, np.ndarray]]) -> None:
         self._by_shape: dict[tuple[int, ...], dict[bytes, np.ndarray]] = {}
+        self._by_name: dict[str, dict[bytes, np.ndarray]] = {}
         for form in constants:
-            for array in form.values():
+            for name, array in form.items():
                 if array.dtype.kind == "f" and array.size > 1:
+                    self._by_name.setdefault(name, {}).setdefault(array.tobytes(), array)
                     self._by_shape.setdefault(array.shape, {}).setdefault(array.tobytes(), array)
 
-    def find(self, values: np.ndarray) -> np.ndarray | None:
-        """The float array that ``values`` was rounded from, of the same shape and dtype; None when none is near."""
-        best, error = None, NEAR
-        for array in self._by_shape.get(values.shape, {}).values():
-            for candidate, worth in _scaled(array.astype(np.float64), values.astype(np.float64)):
-                if worth < error:
-                    best, error = candidate, worth
-        return None if best is None else best.astype(values.dtype)
+    def find(self, values: np.ndarray, name: str = "") -> np.ndarray | None:
+        """The float array that ``values`` was rounded from, of the same shape and dtype; None when none is near.
+
+        Args:
+            values: What the codes stand for.
+            name: Name of the constant, where the quantizer kept it.
+        """
+        named = [array for array in self._by_name.get(name, {}).values() if array.shape == values.shape]
+        found = _nearest(named, values, NEAR_BY_NAME)
+        return _nearest(self._by_shape.get(values.shape, {}).values(), values, NEAR) if found is None else found
+
+
+def _nearest(arrays: Iterable[np.ndarray], values: np.ndarray, limit: float) -> np.ndarray | None:
+    best, error = None, limit
+    for array in arrays:
+        for candidate, worth in _scaled(array.astype(np.float64), values.astype(np.float64)):
+            if worth < error:
+                best, error = candidate, worth
+    return None if best is None else best.astype(values.dtype)
 
 
 def _scaled(array: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import onnx
 
 from .. import calibration as calib
@@ -16,7 +17,7 @@ from ..validate import compare_fused, find_saturation
 from .advice import NOTHING_TO_GAIN, Advice, by_gain, for_blocks, for_kinds, for_tensors, gain_of, harmless
 from .causes import find_causes, tensor_row
 from .ownership import FloatModel, blocks_of_nodes, read_float_model
-from .pairs import GraphIndex, find_pairs, find_weights
+from .pairs import GraphIndex, WeightCodes, find_pairs, find_weights
 from .restore import FloatWeights
 from .sweep import Sweep, best_together, sweep
 from .switches import RESIDUALS, Switchable, SwitchSession, switchable
@@ -105,13 +106,14 @@ def debug(
                 for_kinds(kinds, everything, _weight_bits(model), _activation_bits(model)),
             ),
         ]
-    found = sum(original is not None for _, _, original in model.weights)
+    stored = [(weight, original) for weight, _, original in model.weights if not weight.is_bias]
+    found = sum(original is not None for _, original in stored)
     return {
         "float": float_name,
         "int8": int8_name,
         "samples": len(source),
         "measure": swept.everything.measure,
-        "weights": {"quantized": len(model.weights), "float_found": found},
+        "weights": {"quantized": len(stored), "float_found": found},
         "float_twin": swept.float_twin.to_dict(),
         "everything": everything,
         "kinds": kinds,
@@ -132,8 +134,15 @@ def _switchable(quantized: onnx.ModelProto, known: FloatModel, name: str) -> Swi
     if not pairs and not weights:
         raise ModelError(f"{name}: it has no QuantizeLinear/DequantizeLinear pairs; pass an int8 model in QDQ form")
     originals = FloatWeights(known.constants)
-    restored = [originals.find(weight.values) for weight in weights]
+    restored = [_original(weight, originals, known) for weight in weights]
     return switchable(quantized, pairs, weights, restored, blocks_of_nodes(index, known), known.limits)
+
+
+def _original(codes: WeightCodes, originals: FloatWeights, known: FloatModel) -> np.ndarray | None:
+    """The float constant behind ``codes``: found, or zeros for the bias of a layer that has none in the float model."""
+    found = originals.find(codes.values, codes.tensor)
+    given = codes.is_bias and codes.tensor.removesuffix("_bias") in known.block_of_node
+    return np.zeros_like(codes.values) if found is None and given else found
 
 
 def _block_rows(swept: Sweep, known: FloatModel, everything: dict[str, Any]) -> list[dict[str, Any]]:
@@ -181,7 +190,7 @@ def _findings(quantized: onnx.ModelProto, feeds: Any, threads: int) -> list[Advi
 
 
 def _weight_bits(model: Switchable) -> int:
-    return max((weight.bits for weight, _, _ in model.weights), default=8)
+    return max((weight.bits for weight, _, _ in model.weights if not weight.is_bias), default=8)
 
 
 def _activation_bits(model: Switchable) -> int:

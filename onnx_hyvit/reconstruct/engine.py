@@ -27,6 +27,8 @@ from .trial import TrialModel
 
 logger = logging.getLogger(__name__)
 State = tuple[Mapping[str, QParams], Mapping[str, np.ndarray]]  # scales, parameters
+SEARCH_ELEMENTS = 1 << 26  # of all tensors of a block, times its ranges, times samples
+LEAST_SAMPLES = 8
 REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
 
 
@@ -64,13 +66,12 @@ class Reconstructed:
 
 
 def _block_dict(block: BlockResult) -> dict[str, Any]:
-    choices = [{**asdict(choice), "granularity": "layer"} for choice in block.ranges]
     return {
         "name": block.name,
         "kind": block.kind,
         "error_before": block.error_before,
         "error_after": block.error_after,
-        "choices": choices,
+        "choices": [asdict(choice) for choice in block.ranges],
         "layers": [{"node": node, "rounding": how, "ridge": ridge} for node, (how, ridge) in block.layers.items()],
     }
 
@@ -119,7 +120,8 @@ def reconstruct(
     sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads)
     start = (dict(sweep.qparams), dict(sweep.parameters))
     results: list[BlockResult] = []
-    for result in sweep.run(blocks, cache.load if cache else lambda index: None):
+    samples = _samples_to_search(model, plan, blocks, shapes, settings.search_samples)
+    for result in sweep.run(blocks, cache.load if cache else lambda index: None, samples):
         if cache is not None:
             cache.store(len(results), result)
         results.append(result)
@@ -135,6 +137,24 @@ def reconstruct(
         )
     chosen = end if kept else (qparams, {})
     return Reconstructed(dict(chosen[0]), dict(chosen[1]), results, weighting, before, after, kept)
+
+
+def _samples_to_search(
+    model: Model, plan: Plan, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], most: int
+) -> list[int]:
+    """Samples for the search in each block: fewer where its maps are large or its ranges many.
+
+    Every position of a map is an example of what a range does, so a large map needs few samples.
+    """
+    made = {node.name: [tensor.name for tensor in node.outputs] for node in model.graph.nodes}
+    rows = max((shapes[tensor.name][0] for tensor in model.graph.inputs if shapes.get(tensor.name)), default=1)
+    samples = []
+    for block in blocks:
+        names = [name for node in block.nodes for name in made.get(node, ())]
+        elements = sum(math.prod(shapes.get(name, ())) for name in names) // rows
+        ranges = sum(name in plan.activations and name not in plan.tied for name in names)
+        samples.append(min(most, max(LEAST_SAMPLES, SEARCH_ELEMENTS // max(1, elements * ranges))))
+    return samples
 
 
 def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) -> list[float]:

@@ -86,19 +86,25 @@ class Sweep:
         self._exact: list[Arrays] = [dict(batch) for batch in batches]
         self._found: list[Arrays] = [dict(batch) for batch in batches]
         self._settings, self._objective, self._threads = settings, objective, threads
+        self._samples = settings.search_samples
         self._searched: set[str] = set()
 
     def run(
-        self, blocks: Sequence[Block], load: Callable[[int], BlockResult | None] = lambda index: None
+        self,
+        blocks: Sequence[Block],
+        load: Callable[[int], BlockResult | None] = lambda index: None,
+        samples: Sequence[int] | None = None,
     ) -> Iterator[BlockResult]:
         """Reconstruct the blocks in order; yields each one's result.
 
         Args:
             blocks: They partition the graph in topological order.
             load: Gives the result of a block that is known already.
+            samples: Samples that the errors of each block are measured on; what the settings say when None.
         """
         last = _last_readers(blocks)
         for index, block in enumerate(blocks):
+            self._samples = samples[index] if samples else self._settings.search_samples
             known = load(index)
             yield self._block(block, known)
             for tensors in (self._exact, self._found):
@@ -146,7 +152,7 @@ class Sweep:
     def _error(self, trial: Cut, wanted: list[Arrays], names: list[str], given: Mapping[str, np.ndarray]) -> float:
         total, seen = ErrorSum(self._objective), 0
         for batch, exact in zip(self._found, wanted, strict=True):
-            if seen >= self._settings.search_samples or not names:
+            if seen >= self._samples or not names:
                 break
             total.update(exact, trial.run(batch, given, names), names)
             seen += _rows(batch)

@@ -9,11 +9,12 @@ from .charts import kind_class
 from .html import Markup, code, element
 from .results import Results
 from .sections import table
-from .values import count, decibel, mapping, mappings, number, percent, plain, text
+from .values import count, decibel, items, mapping, mappings, number, percent, plain, text
 
 OPEN_BLOCKS = 3
 TENSORS_SHOWN = 6
 CHOICES_SHOWN = 24
+STEPS_SHOWN = 20
 _KNOWN = ("name", "kind", "error_before", "error_after", "choices")
 _SIDES = {"consumer": "absorbed by the layer that reads it", "producer": "absorbed by the layer that makes it"}
 
@@ -130,6 +131,34 @@ def _reconstruction_note(results: Results) -> Markup | None:
         "div",
         element("p", " ".join(lines), class_="muted"),
         table(("block", "kind", "before", "after"), rows, numeric=(2, 3)) if rows else None,
+    )
+
+
+def precision_section(results: Results) -> Markup | None:
+    """What went back to float for the sake of accuracy, with what each step was predicted to save and to cost."""
+    found = mapping(results.quantize.get("precision"))
+    steps, start = mappings(found.get("steps")), number(found.get("predicted_divergence"))
+    whole = number(found.get("predicted_int8_us"))
+    if not steps or not start or not whole:
+        return None
+    rows, before = [], start
+    for step in steps[:STEPS_SHOWN]:
+        after, cost = number(step.get("divergence")), number(step.get("cost_us"))
+        saved = None if after is None else (before - after) / start
+        before = before if after is None else after
+        nodes = [text(name) for name in items(step.get("nodes"))]
+        rows.append([code(", ".join(nodes)), percent(saved, 1), percent(None if cost is None else cost / whole, 2)])
+    more = f" The first {STEPS_SHOWN} of {len(steps)} steps are shown." if len(steps) > STEPS_SHOWN else ""
+    lines = [f"Predicted divergence {start:.3g} before, {number(steps[-1].get('divergence')) or 0.0:.3g} after.{more}"]
+    if found.get("borrowed"):
+        lines.append("The target has no measured costs: those of another processor decided, with care.")
+    if number(found.get("max_drop")) is not None:
+        lines.append(f"Asked for at most {plain(found.get('max_drop'))}, reached {plain(found.get('reached'))}.")
+    return element(
+        "section",
+        element("h2", "Taken back to float for accuracy"),
+        element("p", " ".join(lines), class_="muted"),
+        table(("nodes", "divergence taken away", "time paid"), rows, numeric=(1, 2)),
     )
 
 

@@ -139,6 +139,20 @@ def test_what_was_folded_into_codes_is_not_lost_with_them(name: str) -> None:
     assert 0 < np.square(off - exact).sum() < 0.05 * np.square(on - exact).sum()
 
 
+def test_float_parameters_are_found_behind_corrected_ones(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
+    """GPTQ, ridge and bias correction move weights and biases far at 4 bits; their names lead back."""
+    config = QuantConfig(bits="w4a8", verify=False)
+    proto = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config).model
+    model = _switchable(proto, read_float_model(tiny_model), "int8")
+    assert all(original is not None for _, _, original in model.weights)
+    assert any(weight.is_bias for weight, _, _ in model.weights)
+    session = SwitchSession(model)
+    row = {key: value[:1] for key, value in feeds.items()}
+    (exact,) = make_session(tiny_model).run(row).values()
+    on, off = (next(iter(session.run(row, parts).values())) for parts in (session.parts, ()))
+    assert np.square(off - exact).sum() < 0.01 * np.square(on - exact).sum(), "but for the fit of channel gains"
+
+
 def test_the_advice_can_be_followed(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
     """The nodes named for ``float_nodes`` are accepted, and the loss falls about as foretold."""
     config = QuantConfig(samples=8, verify=False, bits="w4a4", recipe="mse")
