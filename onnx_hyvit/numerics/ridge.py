@@ -80,6 +80,8 @@ class InputMoments:
 class GramAccumulator:
     """Streams inputs of one layer into their moments; memory does not depend on the number of samples.
 
+    Products of a chunk of positions have the precision of the inputs; their sums over chunks are float64.
+
     Args:
         geometry: How a Conv reads its input; None for a linear layer, whose inputs are the last axis.
         max_positions: Output positions used of each update, drawn at random; None uses all.
@@ -120,10 +122,10 @@ class GramAccumulator:
             chosen = np.sort(self._rng.choice(total, self.max_positions, replace=False))
         for start in range(0, len(chosen), _CHUNK):
             part = chosen[start : start + _CHUNK]
-            weights = np.ones(len(part)) if position_weight is None else position_weight.reshape(-1)[part]
+            weights = None if position_weight is None else position_weight.reshape(-1)[part].astype(x.dtype)
             rows = self._unfold(x, part, counts)
             quantized = rows if x_quantized is None else self._unfold(x_quantized, part, counts)
-            self._add(rows, quantized, weights.astype(np.float64), x_quantized is None)
+            self._add(rows, quantized, weights, x_quantized is None)
 
     @property
     def seen(self) -> bool:
@@ -147,9 +149,9 @@ class GramAccumulator:
         return (shape[0], *self.geometry.output_size(shape[2:]))
 
     def _unfold(self, x: np.ndarray, positions: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
-        """Inputs of the given output positions, float64 ``[P, positions, I]``."""
+        """Inputs of the given output positions, ``[P, positions, I]``."""
         if self.geometry is None:
-            return x.reshape(-1, x.shape[-1])[positions].astype(np.float64)[None]
+            return x.reshape(-1, x.shape[-1])[positions][None]
         how = self.geometry
         rank = len(how.kernel)
         where = np.unravel_index(positions, counts)
@@ -162,17 +164,18 @@ class GramAccumulator:
                 inside &= (place >= 0) & (place < x.shape[2 + axis])
                 index.append(np.clip(place, 0, x.shape[2 + axis] - 1))
             taps.append(x[(where[0], slice(None), *index)] * inside[:, None])
-        stacked = np.stack(taps, axis=-1).astype(np.float64)  # [positions, C, taps]
+        stacked = np.stack(taps, axis=-1)  # [positions, C, taps]
         grouped = stacked.reshape(len(positions), how.group, -1)
         return np.ascontiguousarray(grouped.swapaxes(0, 1))
 
-    def _add(self, rows: np.ndarray, quantized: np.ndarray, weights: np.ndarray, same: bool) -> None:
-        weighted = quantized * weights[:, None]
+    def _add(self, rows: np.ndarray, quantized: np.ndarray, weights: np.ndarray | None, same: bool) -> None:
+        weighted = quantized if weights is None else quantized * weights[:, None]
         gram = quantized.swapaxes(-1, -2) @ weighted
         cross = np.zeros_like(gram) if same else (quantized - rows).swapaxes(-1, -2) @ weighted
-        parts = [gram, cross, weights @ rows, weights @ quantized]
+        ones = np.ones(rows.shape[-2], rows.dtype) if weights is None else weights
+        parts = [part.astype(np.float64) for part in (gram, cross, ones @ rows, ones @ quantized)]
         self._sums = parts if not self._sums else [old + new for old, new in zip(self._sums, parts, strict=True)]
-        self._weight += float(weights.sum())
+        self._weight += float(ones.sum(dtype=np.float64))
 
 
 def ridge_correct(
