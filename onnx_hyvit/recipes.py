@@ -121,3 +121,14 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise ConfigError(f"recipe {name!r} is unknown; expected one of {', '.join(RECIPES)}") from None
+
+
+def add_recipe(recipe: Recipe) -> None:
+    """Make a recipe of one's own known by its name, in this process.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    if recipe.name in RECIPES:
+        raise ConfigError(f"recipe {recipe.name!r} exists already; give yours another name")
+    RECIPES[recipe.name] = recipe

@@ -1,37 +1,67 @@
-"""Accuracy of every recipe at several bit widths, on the models of the zoo.
+"""Accuracy of every recipe at several bit widths, and of other tools, on the models of the zoo.
 
     python tools/measure_recipes.py --data DIR --json tools/results/recipes.json --readme README.md
+    python tools/measure_recipes.py --data DIR --ablation --json tools/results/ablation.json
 
 Each cell quantizes a model with images drawn from the training split by a seed and classifies the test images. Sessions
 sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
-this. The file is written after every cell; cells that are in it already are not measured again.
+this. Other tools get the same images; they know only 8 bits. With `--ablation` the parts of the default recipe are
+added one after the other. The file is written after every cell; cells that are in it already are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from zoo.datasets import DataError, Images, load_images, to_input
 from zoo.index import read_index
-from zoo.results import draw
+from zoo.results import draw, quantize_static
 from zoo.scoring import predict, wilson
 
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.numerics.ranges import RangeMethod
+from onnx_hyvit.recipes import SCALES_ONLY, Recipe, Reconstruction, add_recipe
 from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
 RECIPES = ("minmax", "percentile", "gains", "q-hyvit")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+PEER_SCRIPTS = Path(__file__).parent / "speed" / "peers"
+PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")
+
+
+def ablation() -> list[Recipe]:
+    """The default recipe, part by part; each has what the one before it has."""
+    steps = {
+        "1 minmax": {},
+        "2 + searched scales": {
+            "ranges": RangeMethod("mse"), "weights": "mse", "reconstruction": replace(SCALES_ONLY, search=True)
+        },
+        "3 + granularity, folded": {"gains": True},
+        "4 + scheme": {"reconstruction": replace(SCALES_ONLY, try_symmetric=True)},
+        "5 - scheme + weight rounding": {"reconstruction": Reconstruction(ridge=False, correct_bias=False)},
+        "6 + bias correction": {"reconstruction": Reconstruction(ridge=False)},
+        "7 + ridge": {"reconstruction": Reconstruction()},
+        "8 + mixed precision": {"precision": True},
+    }  # fmt: skip
+    recipes, parts = [], {}
+    for name, more in steps.items():
+        parts |= more
+        recipes.append(Recipe(name, "a step of the ablation", **parts))
+    return recipes
+
+
 START, END = "<!-- recipes: start -->", "<!-- recipes: end -->"
 
 
@@ -42,6 +72,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", help="names of models; all CIFAR-10 models when left out")
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--bits", nargs="*", default=BITS)
+    parser.add_argument("--ablation", action="store_true", help="the parts of the default recipe instead of recipes")
+    parser.add_argument("--peers", nargs="*", default=(), choices=PEERS, help="other tools to measure, at w8a8")
+    parser.add_argument("--nncf-python", help="interpreter with NNCF")
+    parser.add_argument("--onnxsim-python", help="interpreter with onnxsim")
     parser.add_argument("--seeds", type=int, default=3, help="draws of calibration images (default 3)")
     parser.add_argument("--samples", type=int, default=32, help="calibration images (default 32)")
     parser.add_argument("--limit", type=int, help="test images, drawn with a fixed seed; all when left out")
@@ -52,8 +86,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def cells(arguments: argparse.Namespace, names: list[str]) -> Iterator[tuple[int, str, str, str]]:
-    """Seed, model, bits, recipe of every cell; whole seeds first, so that an interrupted run can be read."""
-    yield from product(range(arguments.seeds), names, arguments.bits, arguments.recipes)
+    """Seed, model, bits, recipe or tool of every cell; whole seeds first, so that an interrupted run can be read."""
+    for seed in range(arguments.seeds):
+        for name in names:
+            for bits in arguments.bits:
+                methods = (*arguments.recipes, *(arguments.peers if bits == "w8a8" else ()))
+                yield from ((seed, name, bits, method) for method in methods)
 
 
 def session_of(model: Path | bytes, unfused: bool = False) -> Any:
@@ -77,18 +115,24 @@ def measure(
     test: Images,
     exact: np.ndarray,
     cell: tuple[int, str, str, str],
-    samples: int,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Quantize and classify: accuracy, agreement with the float model, seconds."""
     seed, name, bits, recipe = cell
     keys = entry["preprocessing"]
-    chosen = train.take(np.random.default_rng(1000 + seed).permutation(len(train))[:samples])
+    chosen = train.take(np.random.default_rng(1000 + seed).permutation(len(train))[: arguments.samples])
     x = to_input(chosen.pixels, keys["size"][0], keys["mean"], keys["std"])
-    config = QuantConfig(recipe=recipe, bits=bits, samples=None, seed=seed, threads=1, verify=False, cache=False)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "int8.onnx"
-        onnx_hyvit.quantize(path, output, calibration={entry["input"]["name"]: x}, config=config)
+        data = {entry["input"]["name"]: x}
+        if recipe in PEERS:
+            quantize_elsewhere(recipe, path, output, data, arguments)
+        else:
+            config = QuantConfig(
+                recipe=recipe, bits=bits, samples=None, seed=seed, threads=1, verify=False, cache=False
+            )
+            onnx_hyvit.quantize(path, output, calibration=data, config=config)
         seconds = time.perf_counter() - start
         found = predict(session_of(output), test, keys).argmax(1)
     return {
@@ -102,6 +146,24 @@ def measure(
         "agreement": round(float((found == exact).mean()), 5),
         "seconds": round(seconds, 1),
     }
+
+
+def quantize_elsewhere(
+    tool: str, path: Path, output: Path, data: Mapping[str, np.ndarray], arguments: argparse.Namespace
+) -> None:
+    """Quantize with another tool, in its own environment where it needs one."""
+    name, _, method = tool.partition("-")
+    if name == "ort":
+        quantize_static(path, output, next(iter(data.values())), {"minmax": "MinMax"}.get(method, "Percentile"), False)
+        return
+    python = getattr(arguments, f"{name}_python")
+    if python is None:
+        raise DataError(f"{tool} needs --{name}-python, an interpreter that has it")
+    stored = output.with_suffix(".npz")
+    np.savez(stored, **data)
+    script = PEER_SCRIPTS / f"{name}_quantize.py"
+    command = [python, str(script), str(path), str(output), str(stored), *([method] if method else [])]
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +184,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         path = arguments.models / entry["file"]
         if cell[1] not in exact:
             exact[cell[1]] = predict(session_of(path), test, entry["preprocessing"]).argmax(1)
-        found = measure(entry, path, train, test, exact[cell[1]], cell, arguments.samples)
+        found = measure(entry, path, train, test, exact[cell[1]], cell, arguments)
         results["cells"].append(found)
         write(arguments.json, results)
         print(f"{cell}: top-1 {100 * found['top1']:.2f} %, agrees {100 * found['agreement']:.2f} %", flush=True)
@@ -179,6 +241,10 @@ def describe(results: Mapping[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if arguments.ablation:
+        for recipe in ablation():
+            add_recipe(recipe)
+        arguments.recipes = [recipe.name for recipe in ablation()]
     try:
         results = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.render else run(arguments)
     except DataError as e:

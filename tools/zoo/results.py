@@ -80,9 +80,19 @@ def measure(path: Path, entry: Mapping[str, Any], calibration: Images, test: Ima
     return result
 
 
-def quantize_static(source: Path, target: Path, x: np.ndarray) -> None:
-    """Quantize with onnxruntime: u8s8, per channel, MinMax, after quant_pre_process; reduce_range without VNNI."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType
+def quantize_static(
+    source: Path, target: Path, x: np.ndarray, method: str = "MinMax", reduce_range: bool | None = None
+) -> None:
+    """Quantize with onnxruntime: u8s8, per channel, after quant_pre_process.
+
+    Args:
+        source: float model.
+        target: where the int8 model goes.
+        x: calibration images as the model takes them.
+        method: calibration method, as onnxruntime calls it.
+        reduce_range: 7-bit weights; None where sums saturate here.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
     from onnxruntime.quantization import quantize_static as quantize
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -106,7 +116,8 @@ def quantize_static(source: Path, target: Path, x: np.ndarray) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            reduce_range=sums_saturate(),
+            reduce_range=sums_saturate() if reduce_range is None else reduce_range,
+            calibrate_method=CalibrationMethod[method],
         )
     finally:
         logging.disable(logging.NOTSET)
