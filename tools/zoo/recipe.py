@@ -112,10 +112,10 @@ RECIPES = {
     ),
     "cifar_mobilevit_xxs": Recipe("mobilevit_xxs", epochs=10, sides=PROGRESSIVE),
     "cifar_edgenext_xx_small": Recipe("edgenext_xx_small", epochs=14, sides=PROGRESSIVE),
-    "cifar_mobile_former": Recipe("mobile_former", epochs=10, sides=PROGRESSIVE),
+    "cifar_mobile_former": Recipe("mobile_former", epochs=9, sides=PROGRESSIVE),
     "cifar_efficientformer": Recipe("efficientformer", epochs=10, sides=PROGRESSIVE),
     "cifar_mobilevitv2_050": Recipe("mobilevitv2_050", epochs=10, sides=PROGRESSIVE),
     "cifar_efficientformerv2_s0": Recipe("efficientformerv2_s0", epochs=6),
-    "cifar_swin": Recipe("swin", epochs=4, learning_rate=1e-3),
+    "cifar_swin": Recipe("swin", epochs=3, learning_rate=1e-3),
     "cifar_deit_tiny": Recipe("deit_tiny", epochs=5, learning_rate=1e-3, patch_drop=0.5),
 }
