@@ -80,7 +80,8 @@ class InputMoments:
 class GramAccumulator:
     """Streams inputs of one layer into their moments; memory does not depend on the number of samples.
 
-    Products of a chunk of positions have the precision of the inputs; their sums over chunks are float64.
+    Products of a chunk of positions have the precision of the inputs, about an origin near their mean so that a small
+    variance beside a large mean is not lost; sums over chunks are float64.
 
     Args:
         geometry: How a Conv reads its input; None for a linear layer, whose inputs are the last axis.
@@ -95,6 +96,7 @@ class GramAccumulator:
         self.max_positions = max_positions
         self._rng = np.random.default_rng(seed)
         self._sums: list[np.ndarray] = []
+        self._origin: np.ndarray | None = None
         self._weight = 0.0
 
     def update(
@@ -140,8 +142,14 @@ class GramAccumulator:
         """
         if not self.seen:
             raise CalibrationError("no inputs were collected for the second moments of a layer")
-        gram, cross, mean, mean_quantized = (array / self._weight for array in self._sums)
-        return InputMoments(gram, cross, mean, mean_quantized, self._weight)
+        gram, cross, change, mean = (array / self._weight for array in self._sums)
+        assert self._origin is not None
+        origin = self._origin.astype(np.float64)
+        gram = gram + origin[..., :, None] * mean[..., None, :] + mean[..., :, None] * origin[..., None, :]
+        gram += origin[..., :, None] * origin[..., None, :]
+        cross = cross + change[..., :, None] * origin[..., None, :]
+        mean_quantized = origin + mean
+        return InputMoments(gram, cross, mean_quantized - change, mean_quantized, self._weight)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if self.geometry is None:
@@ -169,11 +177,16 @@ class GramAccumulator:
         return np.ascontiguousarray(grouped.swapaxes(0, 1))
 
     def _add(self, rows: np.ndarray, quantized: np.ndarray, weights: np.ndarray | None, same: bool) -> None:
-        weighted = quantized if weights is None else quantized * weights[:, None]
-        gram = quantized.swapaxes(-1, -2) @ weighted
-        cross = np.zeros_like(gram) if same else (quantized - rows).swapaxes(-1, -2) @ weighted
+        if self._origin is None:
+            self._origin = quantized.mean(axis=-2)
+        change = np.zeros((), rows.dtype) if same else quantized - rows
+        centred = quantized - self._origin[:, None, :]
+        weighted = centred if weights is None else centred * weights[:, None]
+        gram = centred.swapaxes(-1, -2) @ weighted
+        cross = np.zeros_like(gram) if same else change.swapaxes(-1, -2) @ weighted
         ones = np.ones(rows.shape[-2], rows.dtype) if weights is None else weights
-        parts = [part.astype(np.float64) for part in (gram, cross, ones @ rows, ones @ quantized)]
+        shift = np.zeros_like(self._origin) if same else ones @ change
+        parts = [part.astype(np.float64) for part in (gram, cross, shift, ones @ centred)]
         self._sums = parts if not self._sums else [old + new for old, new in zip(self._sums, parts, strict=True)]
         self._weight += float(ones.sum(dtype=np.float64))
 

@@ -348,3 +348,20 @@ def test_nothing_collected_and_shapes_that_differ_are_refused() -> None:
         accumulator.update(np.zeros((3, 4)), np.zeros((2, 4)))
     with pytest.raises(CalibrationError, match="position weights"):
         accumulator.update(np.zeros((3, 4)), position_weight=np.zeros(4))
+
+
+def test_moments_of_float32_inputs_keep_a_small_variance_beside_a_large_mean() -> None:
+    rng = np.random.default_rng(0)
+    x = (100 + 0.1 * rng.normal(size=(20_000, 4)) @ rng.normal(size=(4, 4))).astype(np.float32)
+    noisy = x + np.float32(0.01) * rng.normal(size=x.shape).astype(np.float32)
+    accumulator = GramAccumulator()
+    for start in range(0, len(x), 6_000):
+        accumulator.update(x[start : start + 6_000], noisy[start : start + 6_000])
+    moments = accumulator.result()
+    wide = [values.astype(np.float64) for values in (x, noisy)]
+    expected = np.cov(wide[1].T, bias=True)
+    np.testing.assert_allclose(moments.centred_gram[0], expected, rtol=1e-4, atol=1e-5 * expected.max())
+    change = (wide[1] - wide[0]) - (wide[1] - wide[0]).mean(0)
+    cross = change.T @ (wide[1] - wide[1].mean(0)) / len(x)
+    np.testing.assert_allclose(moments.centred_cross[0], cross, rtol=1e-3, atol=1e-4 * np.abs(cross).max())
+    np.testing.assert_allclose(moments.mean[0], wide[0].mean(0), rtol=1e-7)
