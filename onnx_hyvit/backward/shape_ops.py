@@ -246,3 +246,27 @@ def space_to_depth(tape: Tape, node: ForwardNode, grads: Gradients) -> Gradients
     """The channels go back into blocks: DepthToSpace."""
     assert grads[0] is not None
     return [tape.op("DepthToSpace", grads[0], blocksize=int(node.attrs["blocksize"]), mode="DCR")]
+
+
+@vjp("Col2Im")
+def col2im(tape: Tape, node: ForwardNode, grads: Gradients) -> Gradients:
+    """Each column reads the pixels that it was added to."""
+    assert grads[0] is not None
+    image, block = (constant_input(tape, node, index, what) for index, what in ((1, "image size"), (2, "block size")))
+    assert image is not None and block is not None
+    rank = len(block)
+    pads = [int(pad) for pad in node.attrs.get("pads", [0] * 2 * rank)]
+    strides, dilations = (node.attrs.get(name, [1] * rank) for name in ("strides", "dilations"))
+    padded = [int(size) + pads[axis] + pads[rank + axis] for axis, size in enumerate(image)]
+    reads = np.zeros((1, 1), np.int64)
+    for axis in range(rank):  # pixel of the padded image for each (place in the block, block), row by row
+        blocks = (padded[axis] - dilations[axis] * (int(block[axis]) - 1) - 1) // strides[axis] + 1
+        along = np.arange(block[axis])[:, None] * dilations[axis] + np.arange(blocks) * strides[axis]
+        reads = reads[:, None, :, None] * padded[axis] + along[None, :, None, :]
+        reads = reads.reshape(reads.shape[0] * reads.shape[1], -1)
+    n, columns, count = tape.shape(node.inputs[0])
+    channels = columns // len(reads)
+    whole = tape.pad(grads[0], [0, 0, *pads[:rank]], [0, 0, *pads[rank:]])
+    flat = tape.reshape(whole, [n, channels, int(np.prod(padded))])
+    found = tape.op("Gather", flat, tape.ints(reads.reshape(-1).tolist()), axis=2)
+    return first(node, tape.reshape(found, [n, columns, count]))

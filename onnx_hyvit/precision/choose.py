@@ -122,7 +122,7 @@ def find_front(
         if not (worth or asked):
             break
         state.take(members)
-        spent, total = spent + paid, total - saved
+        spent, total = spent + paid, max(0.0, total - saved)
         names = tuple(node.name for at in sorted(members) for node in problem.units[at].nodes)
         front.append(Step(names, cost, total))
     return Front(start, whole, tuple(front))

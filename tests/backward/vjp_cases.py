@@ -204,6 +204,15 @@ SHAPES = [
     Case("Cast", [(2, 3)], {"to": 1}),
     *(Case("DepthToSpace", [(1, 8, 2, 3)], {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
     Case("SpaceToDepth", [(1, 2, 4, 6)], {"blocksize": 2}),
+    Case("Col2Im", [(2, 12, 6), _i(4, 9), _i(2, 3)], {"strides": [2, 3]}, opset=18),
+    Case("Col2Im", [(1, 8, 20), _i(5, 6), _i(2, 2)], opset=18),
+    Case(
+        "Col2Im",
+        [(1, 6, 9), _i(5, 6), _i(3, 2)],
+        {"strides": [2, 2], "pads": [1, 0, 2, 1], "dilations": [1, 2]},
+        opset=18,
+    ),
+    Case("Col2Im", [(1, 6, 4), _i(6), _i(3)], opset=18),
 ]
 
 ATTENTION = [
