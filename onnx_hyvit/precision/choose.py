@@ -28,12 +28,16 @@ class Budget:
     Args:
         share: Of the plan's predicted time, 0 to 1; steps that cost nothing are always allowed.
         rate: A step must take away at least this many times the share of divergence that it costs of the time.
+        most: What may be spent instead of ``share`` while the divergence is above ``sound``.
+        sound: Predicted divergence below which a model is sound.
         limit: Divergence that must be reached, whatever it costs; None asks for nothing.
         layers: Whether layers (units with weights) may become float while no limit asks for it.
     """
 
     share: float
     rate: float
+    most: float = 0.0
+    sound: float = float("inf")
     limit: float | None = None
     layers: bool = True
 
@@ -118,7 +122,8 @@ def find_front(
             break
         members, saved, cost = best
         share, paid = saved / start, max(cost, 0.0) / whole
-        worth = share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= budget.share
+        allowed = max(budget.share, budget.most) if total > budget.sound else budget.share
+        worth = share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= allowed
         if not (worth or asked):
             break
         state.take(members)

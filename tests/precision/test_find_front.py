@@ -71,6 +71,15 @@ def test_nothing_is_bought_that_is_not_worth_its_time(chain):
     assert not find_front(graph, problem, effects, Budget(share=1.0, rate=0.0, layers=False)).steps
 
 
+def test_more_is_spent_on_a_model_that_is_not_sound(chain):
+    graph, problem = chain
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
+    plain = find_front(graph, problem, effects, Budget(share=0.2, rate=0.0))
+    unsound = find_front(graph, problem, effects, Budget(share=0.2, rate=0.0, most=0.5, sound=0.05))
+    sound = find_front(graph, problem, effects, Budget(share=0.2, rate=0.0, most=0.5, sound=2.0))
+    assert len(unsound.steps) > len(plain.steps) and sound == plain
+
+
 def test_a_limit_is_reached_whatever_it_costs(chain):
     graph, problem = chain
     effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
