@@ -57,6 +57,13 @@ class Head:
         """Name of the noise input."""
         return f"noise/{self.output}"
 
+    @property
+    def answers(self) -> int:
+        """Number of independent answers in one run: distributions of classes, yes-or-no questions, or samples."""
+        if self.kind == "softmax":
+            return int(np.prod(self.shape)) // max(1, self.shape[self.axis])
+        return int(np.prod(self.shape)) if self.kind == "bernoulli" else int(self.shape[0]) if self.shape else 1
+
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Noise of one draw, float32, of ``shape``."""
         if self.kind == "softmax":

@@ -47,7 +47,7 @@ class Effects:
 
     Args:
         roundings: The terms.
-        values: Effect of each in each draw, float64 [draws, terms].
+        values: Effect of each in each draw, float64 [draws, terms]; on one answer of the model (see ``Head.answers``).
         unknown: Terms that no gradient reaches.
     """
 
@@ -114,7 +114,8 @@ def measure_effects(
         for _ in range(draws):
             found = session.run({**feeds, **loss.draw(rng)}, names)
             rows.append([float(found[name]) for name in names])
-    values = np.array(rows, np.float64).reshape(-1, len(names)) / math.sqrt(size)
+    answers = max((head.answers for head in loss.heads), default=size)
+    values = np.array(rows, np.float64).reshape(-1, len(names)) / math.sqrt(max(1, answers))
     return Effects(tuple(known), np.nan_to_num(values), unknown)
 
 
