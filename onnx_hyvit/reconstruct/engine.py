@@ -28,7 +28,7 @@ from .trial import TrialModel
 logger = logging.getLogger(__name__)
 State = tuple[Mapping[str, QParams], Mapping[str, np.ndarray]]  # scales, parameters
 SEARCH_ELEMENTS = 1 << 26  # of all tensors of a block, times its ranges, times samples
-LEAST_SAMPLES = 8
+LEAST_SAMPLES = 16
 REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
 
 

@@ -23,7 +23,8 @@ from .search_ranges import RangeChoice, search_range
 from .trial import Cut, Pair, TrialModel, cut_block, make_trial
 
 Arrays = dict[str, np.ndarray]
-MAX_POSITIONS = 8192  # output positions of a batch that go into a layer's moments
+POSITIONS = 4096  # output positions that go into the moments of a layer, over all samples of a half
+POSITIONS_PER_INPUT = 8  # the same for each of its inputs, where that is more
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ class Sweep:
 
     def _moments(self, layer: Layer, trial: Cut, wanted: list[Arrays]) -> tuple[InputMoments, InputMoments]:
         """Moments of a layer's inputs, over every other sample each."""
-        halves = [GramAccumulator(layer.geometry, max_positions=MAX_POSITIONS, seed=half) for half in (0, 1)]
+        inputs = layer.rows(self.trial.parameters[layer.weight]).shape[-1]
+        most = -(-max(POSITIONS, POSITIONS_PER_INPUT * inputs) // len(self._found))
+        halves = [GramAccumulator(layer.geometry, max_positions=most, seed=half) for half in (0, 1)]
         read, given = self._reads[layer.node], self._given()
         for index, batch in enumerate(self._found):
             found = batch[read] if read in batch else trial.run(batch, given, [read])[read]
