@@ -8,7 +8,7 @@ and time, as far as greed finds it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from .effects import OUTPUT, Effects
 
 LEAST_SHARE = 0.005  # of the divergence: smaller steps are noise
 LEAST_US = 1e-3
+Allowed = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,23 @@ def find_front(
     start = total = state.divergence(state.tensors(), state.int8)
     whole = problem.cost(state.int8)
     front: list[Step] = []
-    spent, everything = 0.0, budget.layers
+    spent = 0.0
+
+    def is_worth(saved: float, cost: float) -> bool:
+        share, paid = saved / start, max(cost, 0.0) / whole
+        allowed = max(budget.share, budget.most) if total > budget.sound else budget.share
+        return share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= allowed
+
     while start > 0:
         asked = budget.limit is not None and total > budget.limit
-        best = state.best(everything or asked)
+        best = state.best(is_worth, budget.layers)
+        if best is None and asked:
+            best = state.best(lambda saved, cost: True, True)
         if best is None:
             break
         members, saved, cost = best
-        share, paid = saved / start, max(cost, 0.0) / whole
-        allowed = max(budget.share, budget.most) if total > budget.sound else budget.share
-        worth = share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= allowed
-        if not (worth or asked):
-            break
         state.take(members)
-        spent, total = spent + paid, max(0.0, total - saved)
+        spent, total = spent + max(cost, 0.0) / whole, max(0.0, total - saved)
         names = tuple(node.name for at in sorted(members) for node in problem.units[at].nodes)
         front.append(Step(names, cost, total))
     return Front(start, whole, tuple(front))
@@ -166,8 +170,13 @@ class _State:
         """Make ``members`` float."""
         self.int8 -= members
 
-    def best(self, layers: bool) -> tuple[frozenset[int], float, float] | None:
-        """The unit or pair of neighbours that saves most for its time: (units, divergence saved, microseconds)."""
+    def best(self, allowed: Allowed, layers: bool) -> tuple[frozenset[int], float, float] | None:
+        """The unit or pair of neighbours that saves most for its time: (units, divergence saved, microseconds).
+
+        Args:
+            allowed: Whether a step with this saving and cost may be taken.
+            layers: Whether layers may be among the units.
+        """
         found = None
         for members in self._candidates(layers):
             touched = sorted(set().union(*(self._touched[at] for at in members)))
@@ -175,6 +184,8 @@ class _State:
             if saved <= 0:
                 continue
             cost = self._cost(members)
+            if not allowed(saved, cost):
+                continue
             rate = saved / max(cost, LEAST_US)
             if found is None or rate > found[0]:
                 found = (rate, members, saved, cost)

@@ -63,6 +63,16 @@ def test_what_matters_most_goes_first_and_the_budget_ends_it(chain):
     assert set(front.float_nodes()) == set(nodes_of(front))
 
 
+def test_a_step_that_saves_next_to_nothing_for_free_does_not_end_the_search(chain):
+    graph, problem = chain
+    for unit in problem.units:
+        object.__setattr__(unit, "int8_us", 30.0 if unit.nodes[0].name == graph.nodes[3].name else 10.0)
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.001)
+    front = find_front(graph, problem, effects, Budget(share=0.4, rate=0.0))
+    assert graph.nodes[1].name in nodes_of(front)
+    assert (graph.nodes[3].name,) not in [step.nodes for step in front.steps]
+
+
 def test_nothing_is_bought_that_is_not_worth_its_time(chain):
     graph, problem = chain
     effects = effects_of(graph, w=0.25, v=0.25, u=0.25, t=0.25)
