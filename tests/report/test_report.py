@@ -107,6 +107,24 @@ def test_every_part_is_there(results: dict[str, dict[str, Any]]) -> None:
     assert len([drawing for drawing in page.tags("svg") if drawing.get("class") == "plot"]) == 6
 
 
+def test_what_went_back_to_float_is_listed_with_its_price(results: dict[str, dict[str, Any]]) -> None:
+    changed = copy.deepcopy(results)
+    steps = [
+        {"nodes": ["conv_a", HOSTILE], "cost_us": 2.5, "divergence": 0.5},
+        {"nodes": ["add_b"], "cost_us": -1.0, "divergence": 0.4},
+    ]
+    found = {"predicted_divergence": 1.0, "predicted_int8_us": 100.0, "steps": steps, "max_drop": 0.3, "reached": 0.25}
+    changed["quantize"]["precision"] = found
+    page = Page(render_report(changed))
+    assert "Taken back to float for accuracy" in page.headings
+    shown = " ".join(page.text)
+    for words in ("50.0 %", "10.0 %", "2.50 %", "Asked for at most 0.3, reached 0.25"):
+        assert words in shown
+    assert not page.tags("script")
+    changed["quantize"]["precision"] = {**found, "steps": []}
+    assert "Taken back to float for accuracy" not in Page(render_report(changed)).headings
+
+
 def test_nothing_is_loaded_from_outside_and_no_script_runs(results: dict[str, dict[str, Any]]) -> None:
     text = render_report(results)
     page = Page(text)
