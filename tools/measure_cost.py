@@ -2,8 +2,8 @@
 
     python tools/measure_cost.py --json tools/results/cost.json [MODEL.onnx ...]
 
-Each row is a process of its own on random images (the cost does not depend on what is in them). The models of ``models/``
-are measured with 64 images, the first of them also with 16, 32 and 128; further files with 64.
+Each row is a process of its own on random images (the cost does not depend on what is in them). The models of
+``models/`` are measured with 64 images, the first of them also with 16, 32 and 128; further files with 64.
 """
 
 from __future__ import annotations
