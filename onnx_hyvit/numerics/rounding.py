@@ -15,6 +15,8 @@ import numpy as np
 from ..errors import ConfigError
 from .affine import QuantSpec
 
+SMALL = 64  # triangular matrices up to this size are inverted at once
+
 
 def output_error(difference: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """``d G d^T`` of each row.
@@ -122,19 +124,35 @@ def _column_order(gram: np.ndarray, act_order: bool) -> np.ndarray:
 
 
 def _inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
-    """Upper triangular U with ``U^T U = (G + d mean(diag G) I)^-1``; more damping where G is too close to singular."""
+    """Upper triangular U with ``U^T U = (G + d mean(diag G) I)^-1``; more damping where G is too close to singular.
+
+    The Cholesky factor of G turned by 180 degrees, turned back, is an upper V with ``V V^T = G``, so that ``U = V^-1``.
+    """
     width = gram.shape[-1]
     energy = np.diagonal(gram, axis1=-2, axis2=-1).mean(axis=-1)[..., None, None]
     energy = np.where(energy > 0, energy, 1.0)
     amount = max(damping, 1e-12)
     while True:
         try:
-            damped = gram / energy + amount * np.eye(width)
-            return np.swapaxes(np.linalg.cholesky(np.linalg.inv(damped)), -1, -2) / np.sqrt(energy)
+            turned = np.linalg.cholesky((gram / energy + amount * np.eye(width))[..., ::-1, ::-1])
+            return _inverse_upper(turned[..., ::-1, ::-1]) / np.sqrt(energy)
         except np.linalg.LinAlgError:
             if amount > 1.0:
                 raise ConfigError("the Gram matrix is not positive semi-definite") from None
             amount *= 10.0
+
+
+def _inverse_upper(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of upper triangular matrices ``[..., n, n]``, by halves: mostly matrix products."""
+    size = matrix.shape[-1]
+    if size <= SMALL:
+        return np.triu(np.linalg.inv(matrix))
+    half = size // 2
+    first, last = _inverse_upper(matrix[..., :half, :half]), _inverse_upper(matrix[..., half:, half:])
+    inverse = np.zeros_like(matrix)
+    inverse[..., :half, :half], inverse[..., half:, half:] = first, last
+    inverse[..., :half, half:] = -first @ matrix[..., :half, half:] @ last
+    return inverse
 
 
 def _eliminate(

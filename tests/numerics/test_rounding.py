@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_hyvit.errors import CalibrationError, ConfigError
 from onnx_hyvit.numerics import QuantSpec
 from onnx_hyvit.numerics.ridge import ConvGeometry, GramAccumulator, bias_shift, ridge_correct, weight_rows
-from onnx_hyvit.numerics.rounding import descend, gptq_round, nearest_codes, output_error, search_scale
+from onnx_hyvit.numerics.rounding import _inverse_factor, descend, gptq_round, nearest_codes, output_error, search_scale
 
 INT4 = QuantSpec(bits=4, signed=True, symmetric=True, axis=0)
 INT3 = QuantSpec(bits=3, signed=True, symmetric=True, axis=0)
@@ -365,3 +365,16 @@ def test_moments_of_float32_inputs_keep_a_small_variance_beside_a_large_mean() -
     cross = change.T @ (wide[1] - wide[1].mean(0)) / len(x)
     np.testing.assert_allclose(moments.centred_cross[0], cross, rtol=1e-3, atol=1e-4 * np.abs(cross).max())
     np.testing.assert_allclose(moments.mean[0], wide[0].mean(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 200])
+def test_the_factor_of_the_inverse_is_upper_and_squares_to_it(size: int) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=(2, size, 2 * size))
+    gram = x @ x.swapaxes(-1, -2) / (2 * size)
+    factor = _inverse_factor(gram, 0.01)
+    damped = gram + 0.01 * np.diagonal(gram, axis1=-2, axis2=-1).mean(-1)[:, None, None] * np.eye(size)
+    np.testing.assert_allclose(
+        factor.swapaxes(-1, -2) @ factor @ damped, np.broadcast_to(np.eye(size), gram.shape), atol=1e-8
+    )
+    np.testing.assert_array_equal(factor, np.triu(factor))
