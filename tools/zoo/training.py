@@ -22,7 +22,7 @@ from .speed import choose_fast_kernels, use_plain_attention
 
 CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.jsonl"
-DROP_UNTIL = 0.6  # share of a run in which patches are dropped
+DROP_UNTIL = 0.75  # share of a run in which patches are dropped
 
 
 def cached_images(dataset: str, data: Path, split: str, cache: Path) -> Images:
