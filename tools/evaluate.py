@@ -40,6 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="use only so many images, drawn with a fixed seed")
     parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
+    parser.add_argument("--resume", action="store_true", help="with --all: keep the rows that --json has already")
     arguments = parser.parse_args(argv)
     if arguments.all == (arguments.model is not None):
         parser.error("name one model, or give --all")
@@ -86,15 +87,23 @@ def _line(title: str, share: dict[str, Any]) -> str:
     return f"  {title}: {100 * share['value']:.2f} % (95 %: {low:.2f} to {high:.2f}; {share['n']} images)"
 
 
+def evaluate_all(arguments: argparse.Namespace) -> int:
+    """Measure every model; the file is written after each, so that an interrupted run can go on with --resume."""
+    known = []
+    if arguments.resume and arguments.json is not None and arguments.json.is_file():
+        known = json.loads(arguments.json.read_text(encoding="utf-8"))["models"]
+    for results in measure_all(arguments.models, arguments.data, arguments.threads, arguments.limit, known):
+        if arguments.json is not None:
+            write_results(arguments.json, results)
+    print(render_results(results))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         if arguments.all:
-            results = measure_all(arguments.models, arguments.data, arguments.threads, arguments.limit)
-            print(render_results(results))
-            if arguments.json is not None:
-                write_results(arguments.json, results)
-            return 0
+            return evaluate_all(arguments)
         result = evaluate(arguments)
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,29 @@ RESULTS_START, RESULTS_END = "<!-- results: start -->", "<!-- results: end -->"
 TITLES = {"float": "float32", "quantize_static": "quantize_static", "onnx_hyvit": "onnx_hyvit"}
 
 
-def measure_all(models: Path, data: Path, threads: int, limit: int | None) -> dict[str, Any]:
-    """Quantize and measure every model of the index.
+def measure_all(
+    models: Path, data: Path, threads: int, limit: int | None, known: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[dict[str, Any]]:
+    """Quantize and measure every model of the index; yields all rows so far after each model.
 
     Args:
         models: folder with the index.
         data: folder with CIFAR-10; Fashion-MNIST comes from the shipped subset.
         threads: threads of onnxruntime.
         limit: test images per model, drawn with a fixed seed; all of them when None.
+        known: rows of an earlier run that still hold, which are kept for the files that they were measured on.
     """
-    results = []
+    kept = {(row["name"], row.get("sha256")): row for row in known}
+    rows: list[Mapping[str, Any]] = []
     for entry in read_index(models).values():
-        folder = data if entry["dataset"] == "cifar10" else models
-        test = draw(load_images(entry["dataset"], folder, "test"), limit)
-        calibration = draw(load_images(entry["dataset"], folder, "train"), CALIBRATION_IMAGES)
-        results.append(measure(models / entry["file"], entry, calibration, test, threads))
-    return {"calibration_images": CALIBRATION_IMAGES, "threads": threads, "models": results}
+        row = kept.get((entry["name"], entry["sha256"]))
+        if row is None:
+            folder = data if entry["dataset"] == "cifar10" else models
+            test = draw(load_images(entry["dataset"], folder, "test"), limit)
+            calibration = draw(load_images(entry["dataset"], folder, "train"), CALIBRATION_IMAGES)
+            row = measure(models / entry["file"], entry, calibration, test, threads)
+        rows.append(row)
+        yield {"calibration_images": CALIBRATION_IMAGES, "threads": threads, "models": list(rows)}
 
 
 def draw(images: Images, limit: int | None) -> Images:
@@ -58,7 +65,7 @@ def measure(path: Path, entry: Mapping[str, Any], calibration: Images, test: Ima
     """Accuracy, agreement with the float model, size and speed of the three forms of one model."""
     keys = entry["preprocessing"]
     x = to_input(calibration.pixels, keys["size"][0], keys["mean"], keys["std"])
-    result: dict[str, Any] = {"name": entry["name"], "dataset": entry["dataset"], "images": len(test)}
+    result: dict[str, Any] = {key: entry[key] for key in ("name", "dataset", "sha256")} | {"images": len(test)}
     with tempfile.TemporaryDirectory() as folder:
         files = {"float": path}
         for kind, make in (("quantize_static", quantize_static), ("onnx_hyvit", quantize_hyvit)):
