@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import evaluate  # noqa: E402
 from zoo import datasets, index, preprocess_file, results, scoring  # noqa: E402
 
+import onnx_hyvit  # noqa: E402
+
 ENTRIES = index.read_index(MODELS)
 MODEL_NAMES = sorted(ENTRIES)
 FASHION = "fashion_mobilevit_xxs"
@@ -76,6 +78,19 @@ def test_files_hold_no_notes_of_the_exporter(name: str) -> None:
     model = onnx.load(MODELS / ENTRIES[name]["file"], load_external_data=False)
     assert not model.metadata_props
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+BRIDGES = {"mobilevit": 3, "mobilevitv2": 3, "edgenext": 3, "efficientformer": 1, "efficientformerv2": 2, "mobile": 16}
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_bridges_of_every_hybrid_are_found(name: str) -> None:
+    family = name.split("_")[1]
+    found = onnx_hyvit.inspect(MODELS / ENTRIES[name]["file"])
+    kinds = [block["kind"] for block in found["blocks"]]
+    if family in BRIDGES:
+        assert kinds.count("bridge") == BRIDGES[family]
+    assert kinds[0] == "stem" and kinds[-1] == "head" and "transformer" in kinds
 
 
 def test_models_folder_stays_small() -> None:
