@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .evidence import compare_for_report
     from .kernel_audit import audit
     from .mobile import MobileConfig, export_mobile
+    from .recipes import Recipe, Reconstruction, add_recipe
     from .report import render_report, write_report
     from .static import quantize_static
     from .target_check import check
@@ -53,6 +54,9 @@ _LAZY = {
     "export_mobile": "mobile",
     "audit": "kernel_audit",
     "check": "target_check",
+    "Recipe": "recipes",
+    "Reconstruction": "recipes",
+    "add_recipe": "recipes",
 }
 
 __all__ = [
@@ -66,9 +70,12 @@ __all__ = [
     "Preprocess",
     "QuantConfig",
     "QuantResult",
+    "Recipe",
+    "Reconstruction",
     "TargetError",
     "ValidationError",
     "__version__",
+    "add_recipe",
     "audit",
     "check",
     "compare",

@@ -114,9 +114,12 @@ def quantize(
     prepared, fitted = scaled.prepared, scaled.fitted
     plan, scales = fitted.decision.plan, fitted.scales
     quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
-    check = None
+    check, precision = None, dict(fitted.summary) if fitted.summary else None
     if config.verify_speed:
-        quantized, plan, check = keep_fast(model, quantized, _work(scaled, source, recipe, target, config), progress)
+        work = _work(scaled, source, recipe, target, config)
+        quantized, plan, scales, check = keep_fast(model, quantized, work, progress)
+        if precision and scales is not fitted.scales:
+            precision.pop("reached", None)  # of a model that was not kept; blocks in float only come closer
     findings = []
     if config.verify and plan.int8_nodes:
         findings = _validate(quantized, model_to_proto(prepared.model), source, target, config)
@@ -128,7 +131,7 @@ def quantize(
         "plan": _describe_plan(plan),
         "speed": {**fitted.decision.to_dict(), "check": check.to_dict() if check else None},
         "granularity": scaled.granularity.to_dict() if scaled.granularity else None,
-        "precision": dict(fitted.summary) if fitted.summary else None,
+        "precision": precision,
         "reconstruction": scales.reconstructed.to_dict() if scales.reconstructed else None,
         "calibration": {
             "samples": len(source),

@@ -202,7 +202,7 @@ def _precision(out: Console, found: dict[str, Any] | None) -> None:
             f"  {nodes} nodes taken back to float for accuracy: predicted divergence {start:.2g} -> "
             f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
         )
-    if "max_drop" in found:
+    if "reached" in found:
         held = found["reached"] <= found["max_drop"]
         style = "green" if held else "bold red"
         out.print(f"  [{style}]divergence {found['reached']:.3g}, asked for at most {found['max_drop']:.3g}[/]")

@@ -54,11 +54,11 @@ class Work:
 
 def keep_fast(
     original: ModelSource, quantized: onnx.ModelProto, work: Work, progress: Progress | None = None
-) -> tuple[onnx.ModelProto, Plan, SpeedCheck]:
+) -> tuple[onnx.ModelProto, Plan, Scales, SpeedCheck]:
     """Time ``quantized`` against the float file, and replace it when it is slower (see ``speed_check``).
 
     Returns:
-        The model to write, its plan, and what was measured.
+        The model to write, its plan and its numbers, and what was measured.
     """
     session = make_session(original, threads=work.config.threads, name="float", exact_sums=False)
     rewritten = model_to_proto(work.model)
@@ -73,24 +73,21 @@ def keep_fast(
         rewritten,
         quantized,
         blocks,
-        lambda more: _build(work, _plan(work, more), _for_timing(work, _plan(work, more))),
+        lambda more: _for_timing(work, _plan(work, more)),
         feed,
         work.config.threads,
         progress,
     )
     if check.all_float:
-        return (
-            rewritten,
-            _plan(work, dict.fromkeys(plan.int8_nodes, "the float model is faster on this machine")),
-            check,
-        )
+        plan = _plan(work, dict.fromkeys(plan.int8_nodes, "the float model is faster on this machine"))
+        return rewritten, plan, Scales({}), check
     if not check.float_nodes:
-        return quantized, plan, check
+        return quantized, plan, work.scales, check
     plan = _plan(work, check.float_nodes)
     scales = find_scales(
         work.model, plan, work.shapes, work.structure, work.source, work.recipe, work.config, progress=progress
     )
-    return _build(work, plan, scales), plan, check
+    return _build(work, plan, scales), plan, scales, check
 
 
 def _plan(work: Work, more: Mapping[str, str]) -> Plan:
@@ -98,15 +95,15 @@ def _plan(work: Work, more: Mapping[str, str]) -> Plan:
     return decision.plan
 
 
-def _for_timing(work: Work, plan: Plan) -> Scales:
-    """Numbers that are good for timing only: those that are known, and anything for the rest."""
+def _for_timing(work: Work, plan: Plan) -> onnx.ModelProto:
+    """The int8 model of a plan with numbers that are good for timing only: those known, and anything for the rest."""
     qparams = dict(work.scales.qparams)
     for name, spec in plan.activations.items():
         source = plan.source_of(name)
         if source not in qparams:
             middle = np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype)
             qparams[source] = QParams(np.array(0.05, np.float32), middle, spec)
-    return Scales(qparams, work.scales.parameters)
+    return _build(work, plan, Scales(qparams, work.scales.parameters))
 
 
 def _build(work: Work, plan: Plan, scales: Scales) -> onnx.ModelProto:

@@ -31,7 +31,7 @@ SAMPLES = 16
 BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
 LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
 SOUND = 0.03  # predicted divergence before reconstruction, which takes about two thirds away
-NOTHING = Budget(share=0.0, rate=float("inf"), layers=False)
+NOTHING = Budget(share=-1.0, rate=0.0)
 BUDGETS = {
     "balanced": Budget(share=0.05, rate=2.0, most=0.15, sound=SOUND),
     "speed": Budget(share=0.0, rate=0.0),
@@ -109,17 +109,24 @@ def _within(
 ) -> Fitted:
     """Repeat the choice with a harder limit until the finished model keeps to ``max_drop``."""
     limit: float | None = None
-    for left in reversed(range(ROUNDS)):
+    best: tuple[float, Fitted] | None = None
+    tried: list[tuple[str, ...]] = []
+    for _ in range(ROUNDS):
         chosen, predicted, summary = weighed.choose(decide, limit, spend)
+        if chosen.plan.int8_nodes in tried:
+            break
+        tried.append(chosen.plan.int8_nodes)
         scales = numbers(chosen.plan)
         reached = weighed.divergence(chosen.plan, scales)
-        summary |= {"max_drop": max_drop, "reached": reached}
-        if reached <= max_drop or not left or not chosen.plan.int8_nodes:
+        if best is None or reached < best[0]:
+            best = reached, Fitted(chosen, scales, {**summary, "max_drop": max_drop, "reached": reached})
+        if reached <= max_drop or not chosen.plan.int8_nodes:
             break
         limit = TIGHTER * predicted * max_drop / reached
-    if reached > max_drop:
-        logger.warning("divergence %.3g is above max_drop %.3g: no choice found reaches it", reached, max_drop)
-    return Fitted(chosen, scales, summary)
+    assert best is not None
+    if best[0] > max_drop:
+        logger.warning("divergence %.3g is above max_drop %.3g: no choice found reaches it", best[0], max_drop)
+    return best[1]
 
 
 class _Weighed:
@@ -134,8 +141,8 @@ class _Weighed:
         first: Mapping[str, QParams],
         config: QuantConfig,
     ) -> None:
-        self._model, self._decision, self._config = model, decision, config
-        self._batches = [feeds for _, feeds in source]
+        self._model, self._decision, self._config, self._source = model, decision, config, source
+        self._judge: Divergence | None = None
         self._proto = model_to_proto(model)
         self._loss = choose_loss(self._proto, shapes)
         self._effects: Effects = measure_effects(
@@ -143,7 +150,7 @@ class _Weighed:
             decision.plan,
             first,
             shapes,
-            self._batches,
+            (feeds for _, feeds in source),
             self._loss,
             samples=SAMPLES,
             seed=config.seed,
@@ -153,7 +160,7 @@ class _Weighed:
         costs = self._profile or find_profile(BORROWED)
         assert costs is not None
         self._costs = costs
-        self._problem = pose_problem(model.graph, decision.plan, shapes, costs)
+        self._problem = pose_problem(model.graph, decision.plan, shapes, costs, all_free=True)
         if unknown := self._unknown():
             logger.warning(
                 "%d tensors stay as planned: no gradient reaches them (%s)", len(unknown), ", ".join(unknown[:3])
@@ -180,7 +187,9 @@ class _Weighed:
         budget = BUDGETS[config.objective] if spend else NOTHING
         budget = replace(budget, limit=limit, layers=budget.layers and not narrow)
         care = None if self._profile else LAYERS_COST
-        front = find_front(self._model.graph, self._problem, self._effects, budget, care)
+        front = find_front(
+            self._model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
+        )
         summary = {
             "loss": self._loss.describe(),
             "costs": self._costs.target,
@@ -194,6 +203,8 @@ class _Weighed:
 
     def divergence(self, plan: Plan, scales: Scales) -> float:
         """Divergence of the finished model's outputs on the calibration samples."""
-        judge = Divergence(self._proto, self._loss, self._batches, self._config.threads)
+        if self._judge is None:
+            batches = [feeds for _, feeds in self._source]
+            self._judge = Divergence(self._proto, self._loss, batches, self._config.threads)
         quantized = model_to_proto(insert_qdq(self._model, plan, scales.qparams, scales.parameters))
-        return judge.of(judge.session(quantized))
+        return self._judge.of(self._judge.session(quantized))

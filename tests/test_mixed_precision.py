@@ -11,6 +11,7 @@ from onnx_hyvit import keep_fast as module
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.recipes import RECIPES
 from onnx_hyvit.runtime import Ratio, make_session
 from onnx_hyvit.speed_check import SpeedCheck
 
@@ -76,6 +77,34 @@ def test_narrow_codes_keep_all_layers_in_int8(proto):
 def test_limits_that_make_no_sense_are_refused(value):
     with pytest.raises(ConfigError, match="max_drop"):
         QuantConfig(max_drop=value)
+
+
+def test_a_recipe_of_ones_own_is_known_by_its_name(proto):
+    name = "mse of these tests"
+    onnx_hyvit.add_recipe(onnx_hyvit.Recipe(name, "a test", weights="mse"))
+    try:
+        assert quantized(proto, recipe=name).report["config"]["recipe"] == name
+        with pytest.raises(ConfigError, match="exists already"):
+            onnx_hyvit.add_recipe(onnx_hyvit.Recipe(name, "again"))
+    finally:
+        del RECIPES[name]
+
+
+def test_an_input_without_a_batch_axis_is_the_same_in_every_run():
+    text = GRAPH.replace("(float[N,16,8,8] x)", "(float[N,16,8,8] x, float[16,1,1] z)").replace(
+        "Add(e, x)", "Add(e, z)"
+    )
+    model = parse(
+        text,
+        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
+        w2=weight(16, 16, 1, 1, seed=1), b2=np.ones(16, np.float32),
+        w3=weight(16, 16, 1, 1, seed=2), b3=np.zeros(16, np.float32),
+        w4=8 * weight(16, 8, seed=4), b4=np.zeros(8, np.float32),
+    )  # fmt: skip
+    feeds = [{"x": DATA[at : at + 1], "z": np.ones((16, 1, 1), np.float32)} for at in range(8)]
+    config = QuantConfig(samples=None, verify=False, cache=False, threads=1)
+    result = onnx_hyvit.quantize(model_to_proto(model), calibration=feeds, config=config)
+    assert result.report["precision"]["predicted_divergence"] > 0
 
 
 @pytest.mark.parametrize("all_float", [True, False])

@@ -125,14 +125,17 @@ class _Sweep:
 
     def _step(self, node: onnx.NodeProto) -> None:
         needs = [name in self._active for name in node.input]
-        if not any(needs) or node.op_type in ZERO_GRADIENT:
+        outer = names_read_by_bodies(node) & self._active
+        if not (any(needs) or outer) or node.op_type in ZERO_GRADIENT:
             return
         if any(name in self.blocked for name in node.output):
             self.blocked.update(name for name, need in zip(node.input, needs, strict=True) if need)
+            self.blocked |= outer
             return
         grads = [self.total(name) if name else None for name in node.output]
         if all(gradient is None for gradient in grads):
             return
+        self.blocked |= outer
         view = read_node(node, needs)
         rule = rule_of(node)
         mark = len(self.tape.nodes)
@@ -151,11 +154,22 @@ class _Sweep:
                 self._parts.setdefault(name, []).append(gradient)
 
 
+def names_read_by_bodies(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of an If, Loop or Scan read, their own ones included."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            for inner in body.node:
+                found |= {name for name in inner.input if name} | names_read_by_bodies(inner)
+            found |= {value.name for value in body.output}
+    return found
+
+
 def _downstream(nodes: Sequence[onnx.NodeProto], targets: Sequence[str]) -> set[str]:
     """The targets and every tensor that depends on one."""
     active = set(targets)
     for node in nodes:
-        if any(name in active for name in node.input):
+        if any(name in active for name in (*node.input, *names_read_by_bodies(node))):
             active.update(name for name in node.output if name)
     return active
 

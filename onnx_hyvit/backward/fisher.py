@@ -15,6 +15,7 @@ from ..runtime import Session, make_session
 from .build import BackwardModel, build_backward
 from .loss import LossSpec, choose_loss
 from .probes import forward_probe_weights
+from .runs import batch_of, runs_of
 
 _LOG = logging.getLogger(__name__)
 Feeds = Mapping[str, np.ndarray]
@@ -112,8 +113,8 @@ def fisher_weights(
     """
     loss = loss or choose_loss(proto, shapes)
     targets = list(dict.fromkeys(targets))
-    batch = next(iter(shapes[info.name][0] for info in proto.graph.input if shapes.get(info.name)), 1)
-    runs = list(_runs(batches, batch))
+    batch, _ = batch_of(proto, shapes)
+    runs = list(runs_of(proto, shapes, batches))
     if not runs:
         raise CalibrationError(f"no samples to weight the errors with (a run takes {batch})")
     exact = loss.classes is not None and loss.classes <= 2 * draws
@@ -134,14 +135,6 @@ def fisher_weights(
         )
     ordered = {target: diagonal[target] for target in targets}
     return FisherWeights(ordered, loss, exact, len(runs) * batch, blocked)
-
-
-def _runs(batches: Iterable[Feeds], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Pieces of exactly ``size`` samples; an incomplete last piece of a batch is left out."""
-    for feeds in batches:
-        count = min(len(array) for array in feeds.values())
-        for start in range(0, count - size + 1, size):
-            yield {name: array[start : start + size] for name, array in feeds.items()}
 
 
 def _parts(targets: Sequence[str], shapes: Shapes, max_memory: int) -> Iterator[list[str]]:

@@ -170,10 +170,12 @@ def choose_float(
     return Choice(tuple(regions), all_int8, problem.cost(kept), problem.cost(frozenset()))
 
 
-def pose_problem(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> Problem:
-    """The units of a graph under ``plan`` and what lies between them."""
+def pose_problem(
+    graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile, all_free: bool = False
+) -> Problem:
+    """The units of a graph under ``plan`` and what lies between them; see ``find_units`` for ``all_free``."""
     outside = Unit((gs.Node("Outside", name="outside"),), False)
-    problem = Problem([outside, *find_units(graph, plan, shapes, profile)])
+    problem = Problem([outside, *find_units(graph, plan, shapes, profile, all_free)])
     place = {id(node): at for at, unit in enumerate(problem.units) for node in unit.nodes}
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Constant) or (tensor.inputs and tensor.inputs[0].op == "Constant"):

@@ -45,8 +45,13 @@ class Unit:
         return len(self.nodes) == 2 and self.nodes[0].op == "Sigmoid" and self.nodes[1].op == "Mul"
 
 
-def find_units(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> list[Unit]:
-    """The units of a graph in order; a unit whose cost the profile does not know is not free."""
+def find_units(
+    graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile, all_free: bool = False
+) -> list[Unit]:
+    """The units of a graph in order.
+
+    A unit whose cost the profile does not know is not free; with ``all_free`` it is, at no cost on either side.
+    """
     on_codes = {*plan.int8_nodes, *plan.carried_nodes}
     followers: dict[str, list[gs.Node]] = {}
     for node in graph.nodes:
@@ -63,7 +68,7 @@ def find_units(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile
         else:
             nodes = (node, *followers.get(node.name, ()))
         taken.update(member.name for member in nodes)
-        units.append(_with_costs(nodes, node.name in on_codes, shapes, profile))
+        units.append(_with_costs(nodes, node.name in on_codes, shapes, profile, all_free))
     return units
 
 
@@ -76,7 +81,9 @@ def _gated_product(node: gs.Node) -> gs.Node | None:
     return user if user.op == "Mul" and len(others) == 1 and others[0] is node.inputs[0] else None
 
 
-def _with_costs(nodes: tuple[gs.Node, ...], is_free: bool, shapes: Mapping[str, Shape], profile: Profile) -> Unit:
+def _with_costs(
+    nodes: tuple[gs.Node, ...], is_free: bool, shapes: Mapping[str, Shape], profile: Profile, all_free: bool
+) -> Unit:
     unit = Unit(nodes, is_free)
     if not is_free:
         return unit
@@ -88,7 +95,7 @@ def _with_costs(nodes: tuple[gs.Node, ...], is_free: bool, shapes: Mapping[str, 
         costs = [_node_us(nodes[0], False, shapes, profile)]
         eight = [_node_us(nodes[0], True, shapes, profile)]
     if any(cost is None for cost in costs + eight):
-        return Unit(nodes, False)
+        return Unit(nodes, all_free)
     return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight))
 
 

@@ -8,14 +8,14 @@ and time, as far as greed finds it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from ..costs import Problem
-from .effects import OUTPUT, Effects
+from .effects import Effects
 
 LEAST_SHARE = 0.005  # of the divergence: smaller steps are noise
 LEAST_US = 1e-3
@@ -27,7 +27,7 @@ class Budget:
     """What may be spent.
 
     Args:
-        share: Of the plan's predicted time, 0 to 1; steps that cost nothing are always allowed.
+        share: Of the plan's predicted time, 0 to 1; at 0 steps that cost nothing are taken, below 0 none.
         rate: A step must take away at least this many times the share of divergence that it costs of the time.
         most: What may be spent instead of ``share`` while the divergence is above ``sound``.
         sound: Predicted divergence below which a model is sound.
@@ -96,7 +96,12 @@ class Front:
 
 
 def find_front(
-    graph: gs.Graph, problem: Problem, effects: Effects, budget: Budget, layers_cost: float | None = None
+    graph: gs.Graph,
+    problem: Problem,
+    effects: Effects,
+    budget: Budget,
+    layers_cost: float | None = None,
+    carried: Collection[str] = (),
 ) -> Front:
     """Take units back to float while ``budget`` allows it.
 
@@ -107,11 +112,12 @@ def find_front(
         budget: What may be spent, and what must be reached.
         layers_cost: Share of its float time that a layer loses at least when it leaves int8; for costs that were
             measured on another kind of processor. None trusts them.
+        carried: Names of nodes that move codes: what they read stays rounded as long as an int8 node behind them is.
 
     Returns:
         The steps taken.
     """
-    state = _State(graph, problem, effects, layers_cost)
+    state = _State(graph, problem, effects, layers_cost, frozenset(carried))
     start = total = state.divergence(state.tensors(), state.int8)
     whole = problem.cost(state.int8)
     front: list[Step] = []
@@ -140,21 +146,36 @@ def find_front(
 class _State:
     """Which units are int8, and what that costs and does."""
 
-    def __init__(self, graph: gs.Graph, problem: Problem, effects: Effects, layers_cost: float | None) -> None:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        problem: Problem,
+        effects: Effects,
+        layers_cost: float | None,
+        carried: frozenset[str],
+    ) -> None:
         self.int8 = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
         self._problem, self._effects, self._layers_cost = problem, effects, layers_cost
         place = {node.name: at for at, unit in enumerate(problem.units) for node in unit.nodes}
         made_by = {t.name: place.get(t.inputs[0].name, 0) for t in graph.tensors().values() if t.inputs}
-        self._terms: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # (term, maker, reader)
+        nodes = {node.name: node for node in graph.nodes}
+        self._terms: dict[str, list[tuple[int, frozenset[int]]]] = defaultdict(list)  # (term, units that keep it)
         self._touched: dict[int, set[str]] = defaultdict(set)
         for number, rounding in enumerate(effects.roundings):
-            reader = 0 if rounding.reader == OUTPUT else place.get(rounding.reader, 0)
-            maker = reader if rounding.is_weight else made_by.get(rounding.tensor, 0)
-            self._terms[rounding.tensor].append((number, maker, reader))
-            for at in (maker, reader):
+            readers = _readers_behind(nodes, rounding.reader, carried)
+            keepers = {place.get(name, 0) for name in readers}
+            if not rounding.is_weight:
+                keepers.add(made_by.get(rounding.tensor, 0))
+            self._terms[rounding.tensor].append((number, frozenset(keepers)))
+            for at in keepers:
                 self._touched[at].add(rounding.tensor)
+        self._sharers: dict[str, set[int]] = defaultdict(set)
+        for at, tensors in self._touched.items():
+            for tensor in tensors:
+                self._sharers[tensor].add(at)
         weights = {rounding.reader for rounding in effects.roundings if rounding.is_weight}
         self._layers = {place[name] for name in weights if name in place}
+        self._known: dict[frozenset[int], tuple[float, float]] = {}
 
     def tensors(self) -> list[str]:
         """Every tensor that is rounded."""
@@ -163,12 +184,15 @@ class _State:
     def divergence(self, tensors: Collection[str], int8: frozenset[int]) -> float:
         """Predicted divergence of the roundings of ``tensors`` when the units ``int8`` are int8."""
         return self._effects.divergence(
-            [term for term, maker, reader in self._terms[name] if maker in int8 or reader in int8] for name in tensors
+            [term for term, keepers in self._terms[name] if keepers & int8] for name in tensors
         )
 
     def take(self, members: frozenset[int]) -> None:
         """Make ``members`` float."""
         self.int8 -= members
+        changed = set(members).union(*(self._problem.near(at) for at in members))
+        changed.update(at for member in members for name in self._touched[member] for at in self._sharers[name])
+        self._known = {units: value for units, value in self._known.items() if not units & changed}
 
     def best(self, allowed: Allowed, layers: bool) -> tuple[frozenset[int], float, float] | None:
         """The unit or pair of neighbours that saves most for its time: (units, divergence saved, microseconds).
@@ -179,12 +203,8 @@ class _State:
         """
         found = None
         for members in self._candidates(layers):
-            touched = sorted(set().union(*(self._touched[at] for at in members)))
-            saved = self.divergence(touched, self.int8) - self.divergence(touched, self.int8 - members)
-            if saved <= 0:
-                continue
-            cost = self._cost(members)
-            if not allowed(saved, cost):
+            saved, cost = self._gain(members)
+            if saved <= 0 or not allowed(saved, cost):
                 continue
             rate = saved / max(cost, LEAST_US)
             if found is None or rate > found[0]:
@@ -200,9 +220,32 @@ class _State:
                 if other > at:
                     yield frozenset((at, other))
 
+    def _gain(self, members: frozenset[int]) -> tuple[float, float]:
+        """Divergence that ``members`` take away when they leave int8, and what that costs."""
+        if members not in self._known:
+            touched = sorted(set().union(*(self._touched[at] for at in members)))
+            saved = self.divergence(touched, self.int8) - self.divergence(touched, self.int8 - members)
+            self._known[members] = saved, self._cost(members)
+        return self._known[members]
+
     def _cost(self, members: frozenset[int]) -> float:
         cost = self._problem.change(self.int8, members)
         if self._layers_cost is None:
             return cost
         layers = sum(self._problem.units[at].float_us for at in members & self._layers)
         return max(cost, self._layers_cost * layers)
+
+
+def _readers_behind(nodes: Mapping[str, gs.Node], reader: str, carried: frozenset[str]) -> set[str]:
+    """``reader``, or where it moves codes, the nodes that read what it moves."""
+    found: set[str] = set()
+    stack, seen = [reader], {reader}
+    while stack:
+        name = stack.pop()
+        if name not in carried or name not in nodes:
+            found.add(name)
+            continue
+        users = {user.name for tensor in nodes[name].outputs for user in tensor.outputs}
+        stack.extend(sorted(users - seen))
+        seen |= users
+    return found

@@ -1,4 +1,4 @@
-"""What each rounding of a plan does to the outputs, all of them at once, from gradients.
+"""What each rounding of activations and weights does to the outputs, all of them at once, from gradients.
 
 With ``g`` the gradient of the sampled loss (``backward.loss``) where a tensor is read, and ``d`` what rounding adds to
 it, ``s = g . d`` is the effect of that rounding in one draw, and ``E[(s_1 + s_2 + ...)^2] / 2`` is, to second order,
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..backward import LossSpec, build_backward
+from ..backward.runs import batch_of, runs_of
 from ..numerics import QParams, fake_quantize
 from ..placement import Plan
 from ..runtime import make_session
@@ -48,7 +50,7 @@ class Effects:
     Args:
         roundings: The terms.
         values: Effect of each in each draw, float64 [draws, terms]; on one answer of the model (see ``Head.answers``).
-        unknown: Terms that no gradient reaches.
+        unknown: Terms that no gradient reaches, or whose effect is not finite.
     """
 
     roundings: tuple[Rounding, ...]
@@ -58,7 +60,7 @@ class Effects:
     def divergence(self, tensors: Iterable[Sequence[int]]) -> float:
         """Predicted divergence of roundings, given as numbers of terms; those of one tensor belong together.
 
-        Different tensors count as independent: their cross terms are small beside the noise of a few hundred draws.
+        Different tensors count as independent: their cross terms are small beside the noise of so few draws.
         """
         return 0.5 * sum(float(np.square(self.values[:, list(terms)].sum(axis=1)).mean()) for terms in tensors if terms)
 
@@ -91,43 +93,40 @@ def measure_effects(
         threads: Threads of the session.
     """
     traced = _Trace(proto, plan, qparams, shapes)
-    targets = list(dict.fromkeys(traced.seen_at.values()))
-    model = build_backward(traced.proto, targets, loss, traced.shapes)
-    known = [rounding for rounding, target in traced.seen_at.items() if target in model.gradients]
-    unknown = tuple(rounding for rounding, target in traced.seen_at.items() if target in model.missing)
+    heads = [head.tensor for head in loss.heads if head.tensor in plan.activations]
+    model = build_backward(traced.proto, list(dict.fromkeys([*traced.seen_at.values(), *heads])), loss, traced.shapes)
+    seen_at = {
+        # the loss is put on the scores themselves: the Softmax that reads them gets no gradient of its own
+        rounding: rounding.tensor if target in model.disconnected and rounding.tensor in heads else target
+        for rounding, target in traced.seen_at.items()
+    }
+    known = [rounding for rounding, target in seen_at.items() if target in model.gradients]
+    unknown = tuple(rounding for rounding, target in seen_at.items() if target in model.missing)
     if not known:
         return Effects((), np.zeros((1, 0)), unknown)
     graph = model.proto.graph
     del graph.output[:]
     for place, rounding in enumerate(known):
         product, total = f"effect/{place}/product", f"effect/{place}"
-        gradient = model.gradients[traced.seen_at[rounding]]
+        gradient = model.gradients[seen_at[rounding]]
         graph.node.append(helper.make_node("Mul", [gradient, traced.change[rounding]], [product]))
         graph.node.append(helper.make_node("ReduceSum", [product], [total], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(total, TensorProto.FLOAT, ()))
     names = [value.name for value in graph.output]
     session = make_session(model.proto, threads=threads, name="effects of roundings")
     rng = np.random.default_rng(seed)
-    size = next(iter(shapes[info.name][0] for info in proto.graph.input if shapes.get(info.name)), 1)
+    size, _ = batch_of(proto, shapes)
     rows = []
-    for feeds in _runs(batches, size, samples):
+    for feeds in islice(runs_of(proto, shapes, batches), max(1, samples // size)):
         for _ in range(draws):
             found = session.run({**feeds, **loss.draw(rng)}, names)
             rows.append([float(found[name]) for name in names])
     answers = max((head.answers for head in loss.heads), default=size)
     values = np.array(rows, np.float64).reshape(-1, len(names)) / math.sqrt(max(1, answers))
-    return Effects(tuple(known), np.nan_to_num(values), unknown)
-
-
-def _runs(batches: Iterable[Feeds], size: int, samples: int) -> Iterable[dict[str, np.ndarray]]:
-    taken = 0
-    for feeds in batches:
-        count = min(len(array) for array in feeds.values())
-        for start in range(0, count - size + 1, size):
-            if taken >= samples:
-                return
-            yield {name: array[start : start + size] for name, array in feeds.items()}
-            taken += size
+    finite = [bool(np.isfinite(column).all()) for column in values.T]
+    lost = tuple(rounding for rounding, good in zip(known, finite, strict=True) if not good)
+    kept = tuple(rounding for rounding, good in zip(known, finite, strict=True) if good)
+    return Effects(kept, values[:, np.array(finite, bool)], unknown + lost)
 
 
 class _Trace:
@@ -159,6 +158,7 @@ class _Trace:
             for place, name in enumerate(node.output):
                 if name in made and name in outputs:
                     node.output[place] = f"{name}::made"
+                    self.shapes[node.output[place]] = self.shapes[name]
             self._nodes.append(node)
             self._weight(node, qparams)
             for name in made:
@@ -192,7 +192,6 @@ class _Trace:
         origin = tensor
         if is_output:
             origin = f"{tensor}::made"
-            self.shapes[origin] = self.shapes[tensor]
             self._nodes.append(helper.make_node("Identity", [origin], [tensor], name=f"{tensor}::output"))
             rounding = Rounding(tensor, OUTPUT)
             self.seen_at[rounding], self.change[rounding] = tensor, f"{tensor}::change"
@@ -224,7 +223,7 @@ class _Trace:
         if weight is None or output not in self.shapes:
             return
         values = numpy_helper.to_array(weight)
-        change = self._constant(f"{name}::change", fake_quantize(values, qparams[name]) - values)
+        change = self._constant(f"{name}::change::{node.name}", fake_quantize(values, qparams[name]) - values)
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         del copy.input[2:]

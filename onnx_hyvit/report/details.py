@@ -139,26 +139,28 @@ def precision_section(results: Results) -> Markup | None:
     found = mapping(results.quantize.get("precision"))
     steps, start = mappings(found.get("steps")), number(found.get("predicted_divergence"))
     whole = number(found.get("predicted_int8_us"))
-    if not steps or not start or not whole:
+    asked = number(found.get("max_drop")) is not None
+    if not (steps or asked) or not start or not whole:
         return None
     rows, before = [], start
-    for step in steps[:STEPS_SHOWN]:
+    for place, step in enumerate(steps):
         after, cost = number(step.get("divergence")), number(step.get("cost_us"))
         saved = None if after is None else (before - after) / start
         before = before if after is None else after
         nodes = [text(name) for name in items(step.get("nodes"))]
-        rows.append([code(", ".join(nodes)), percent(saved, 1), percent(None if cost is None else cost / whole, 2)])
+        if place < STEPS_SHOWN:
+            rows.append([code(", ".join(nodes)), percent(saved, 1), percent(None if cost is None else cost / whole, 2)])
     more = f" The first {STEPS_SHOWN} of {len(steps)} steps are shown." if len(steps) > STEPS_SHOWN else ""
-    lines = [f"Predicted divergence {start:.3g} before, {number(steps[-1].get('divergence')) or 0.0:.3g} after.{more}"]
+    lines = [f"Predicted divergence {start:.3g} before, {before:.3g} after.{more}"] if steps else ["Nothing had to be."]
     if found.get("borrowed"):
         lines.append("The target has no measured costs: those of another processor decided, with care.")
-    if number(found.get("max_drop")) is not None:
+    if asked:
         lines.append(f"Asked for at most {plain(found.get('max_drop'))}, reached {plain(found.get('reached'))}.")
     return element(
         "section",
         element("h2", "Taken back to float for accuracy"),
         element("p", " ".join(lines), class_="muted"),
-        table(("nodes", "divergence taken away", "time paid"), rows, numeric=(1, 2)),
+        table(("nodes", "divergence taken away", "time paid"), rows, numeric=(1, 2)) if rows else None,
     )
 
 

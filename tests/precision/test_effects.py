@@ -12,10 +12,12 @@ from onnx_hyvit.api import adapted_target, open_calibration, prepare
 from onnx_hyvit.backward import choose_loss
 from onnx_hyvit.calibrate import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
+from onnx_hyvit.costs import find_profile, pose_problem
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.numerics import fake_quantize
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.precision import Effects, Rounding, measure_effects
+from onnx_hyvit.precision.choose import _State
 from onnx_hyvit.recipes import find_recipe
 from onnx_hyvit.runtime import make_session
 
@@ -26,19 +28,14 @@ GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
 DATA = np.random.default_rng(0).standard_normal((64, 16, 8, 8)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def ready():
-    model = parse(
-        GRAPH,
-        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
-        w2=weight(16, 16, 1, 1, seed=1), b2=np.zeros(16, np.float32),
-        w3=weight(32, 16, 1, 1, seed=2), b3=np.zeros(32, np.float32),
-        w4=8 * weight(32, 8, seed=3), b4=np.zeros(8, np.float32),
-    )  # fmt: skip
-    config = QuantConfig(samples=None, batch_size=8, bits="w6a6")
+def effects_of(text: str, bits: str = "w6a6", **weights):
+    """Float model, plan, scales and effects of a graph."""
+    model = parse(text, **weights)
+    config = QuantConfig(samples=None, batch_size=8, bits=bits)
     source = open_calibration(model, {"x": DATA}, config)
     prepared = prepare(model, config)
-    plan = make_plan(prepared.model, prepared.shapes, adapted_target(config), weight_bits=6, activation_bits=6)
+    width, codes = config.weight_bits, config.activation_bits
+    plan = make_plan(prepared.model, prepared.shapes, adapted_target(config), weight_bits=width, activation_bits=codes)
     proto = model_to_proto(prepared.model)
     recipe = find_recipe("mse")
     qparams = activation_qparams(proto, plan, source, recipe) | weight_scales(prepared.model, plan, recipe)
@@ -46,7 +43,18 @@ def ready():
     effects = measure_effects(
         proto, plan, qparams, prepared.shapes, [f for _, f in source], loss, draws=16, samples=64, threads=1
     )
-    return proto, plan, qparams, effects
+    return prepared, proto, plan, qparams, effects
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return effects_of(
+        GRAPH,
+        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
+        w2=weight(16, 16, 1, 1, seed=1), b2=np.zeros(16, np.float32),
+        w3=weight(32, 16, 1, 1, seed=2), b3=np.zeros(32, np.float32),
+        w4=8 * weight(32, 8, seed=3), b4=np.zeros(8, np.float32),
+    )[1:]  # fmt: skip
 
 
 def really(proto: onnx.ModelProto, rounding: Rounding, qparams) -> float:
@@ -120,3 +128,53 @@ def _shapes(proto):
     from onnx_hyvit.runtime import observe_shapes
 
     return observe_shapes(proto)
+
+
+def test_rounding_of_the_scores_themselves_counts():
+    """A convolution makes the scores, a Softmax reads them."""
+    text = """g (float[N,16,8,8] x) => (float[N,16,8,8] y) {
+        a = Conv(x, w1) l = Conv(a, w2) y = Softmax<axis=1>(l) }"""
+    weights = {"w1": weight(16, 16, 1, 1), "w2": 8 * weight(16, 16, 1, 1, seed=1)}
+    _, proto, plan, qparams, effects = effects_of(text, "w8a8", **weights)
+    assert "l" in plan.activations and not effects.unknown
+    number = next(at for at, term in enumerate(effects.roundings) if term.tensor == "l")
+    predicted = effects.divergence([[number]])
+    rounded = fake_quantize(_run(proto, "l"), qparams["l"]).astype(np.float64)
+    logs = [v - np.log(np.exp(v).sum(1, keepdims=True)) for v in (_run(proto, "l").astype(np.float64), rounded)]
+    assert predicted == pytest.approx(float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(1).mean()), rel=0.35)
+
+
+def _run(proto: onnx.ModelProto, tensor: str) -> np.ndarray:
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
+    return make_session(shown).run({"x": DATA}, [tensor])[tensor]
+
+
+def test_the_weight_behind_a_quantized_output_is_a_term():
+    text = "g (float[N,16,8,8] x) => (float[N,16,8,8] y) { a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) }"
+    _, _, plan, _, effects = effects_of(text, w1=weight(16, 16, 1, 1), w2=weight(16, 16, 1, 1, seed=1))
+    assert "y" in plan.activations
+    assert {term.tensor for term in effects.roundings if term.is_weight} == {"w1", "w2"}
+    assert "" in {term.reader for term in effects.roundings if term.tensor == "y"}
+
+
+def test_what_moves_codes_does_not_hide_the_layer_behind_it():
+    """With the first layer in float the second still reads codes: the rounding only moves behind the MaxPool."""
+    text = """g (float[N,16,8,8] x) => (float[N,8] y) {
+        a = Conv(x, w1) r = Relu(a) m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) c = Conv(m, w2)
+        p = GlobalAveragePool(c) q = Flatten(p) y = Gemm(q, w3) }"""
+    weights = {"w1": weight(16, 16, 1, 1), "w2": weight(16, 16, 1, 1, seed=1), "w3": 8 * weight(16, 8, seed=2)}
+    prepared, _, plan, _, effects = effects_of(text, "w8a4", **weights)
+    assert plan.carried_nodes
+    profile = find_profile("ort-x86-avx2")
+    assert profile is not None
+    graph = prepared.model.graph
+    problem = pose_problem(graph, plan, prepared.shapes, profile, all_free=True)
+    first = next(at for at, unit in enumerate(problem.units) if unit.nodes[0].op == "Conv")
+    second = next(at for at, unit in enumerate(problem.units) if unit.nodes[0].op == "Conv" and at != first)
+    state = _State(graph, problem, effects, None, frozenset(plan.carried_nodes))
+    whole = state.divergence(["r"], state.int8)
+    assert whole > 0
+    assert state.divergence(["r"], state.int8 - {first}) == whole
+    assert state.divergence(["r"], state.int8 - {first, second}) == 0

@@ -122,6 +122,8 @@ def test_what_went_back_to_float_is_listed_with_its_price(results: dict[str, dic
         assert words in shown
     assert not page.tags("script")
     changed["quantize"]["precision"] = {**found, "steps": []}
+    assert "Nothing had to be. Asked for at most 0.3, reached 0.25." in Page(render_report(changed)).text
+    changed["quantize"]["precision"] = {"predicted_divergence": 1.0, "predicted_int8_us": 100.0, "steps": []}
     assert "Taken back to float for accuracy" not in Page(render_report(changed)).headings
 
 
