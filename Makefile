@@ -78,8 +78,8 @@ ocr: $(VENV)/.test
 build/%/bin/python:
 	$(PYTHON) -m venv build/$*
 	build/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*)
-PEER_nncf = nncf==3.4.0 onnxruntime
-PEER_onnxsim = onnxsim==0.8.1 onnxruntime
+PEER_nncf = nncf==3.4.0 onnxruntime onnx
+PEER_onnxsim = onnxsim==0.8.1 onnxruntime onnx
 PEER_export = torch timm onnx onnxscript
 EXPORT_PYTHON ?= build/export/bin/python
 bench: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python $(EXPORT_PYTHON)

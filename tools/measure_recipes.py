@@ -163,7 +163,10 @@ def quantize_elsewhere(
     np.savez(stored, **data)
     script = PEER_SCRIPTS / f"{name}_quantize.py"
     command = [python, str(script), str(path), str(output), str(stored), *([method] if method else [])]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise DataError(f"{tool} failed on {path.name}: {lines[-1][:200]}")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
