@@ -88,9 +88,9 @@ def test_the_bridges_of_every_hybrid_are_found(name: str) -> None:
     family = name.split("_")[1]
     found = onnx_hyvit.inspect(MODELS / ENTRIES[name]["file"])
     kinds = [block["kind"] for block in found["blocks"]]
-    if family in BRIDGES:
-        assert kinds.count("bridge") == BRIDGES[family]
-    assert kinds[0] == "stem" and kinds[-1] == "head" and "transformer" in kinds
+    assert kinds[-1] == "head" and "transformer" in kinds
+    if family in BRIDGES:  # the controls are transformers all through
+        assert kinds[0] == "stem" and kinds.count("bridge") == BRIDGES[family]
 
 
 def test_models_folder_stays_small() -> None:
