@@ -131,6 +131,7 @@ def test_a_result_that_is_worse_is_not_used(ready, monkeypatch, caplog):
     prepared, plan, qparams, source, _ = ready
     values = [1.0, 2.0]
     monkeypatch.setattr("onnx_hyvit.reconstruct.engine._divergences", lambda *_: values)
+    caplog.set_level("INFO")
     result = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, Reconstruction(search=False))
     assert not result.kept and result.parameters == {} and result.qparams == qparams
     assert "not used" in caplog.text
