@@ -23,15 +23,19 @@ GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
 DATA = np.random.default_rng(0).standard_normal((16, 16, 8, 8)).astype(np.float32)
 
 
+def weights() -> dict[str, np.ndarray]:
+    """Weights and biases of ``GRAPH``."""
+    return {
+        "w1": weight(16, 16, 3, 3), "b1": np.zeros(16, np.float32),
+        "w2": weight(16, 16, 1, 1, seed=1), "b2": np.ones(16, np.float32),
+        "w3": weight(16, 16, 1, 1, seed=2), "b3": np.zeros(16, np.float32),
+        "w4": 8 * weight(16, 8, seed=4), "b4": np.zeros(8, np.float32),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def proto():
-    model = parse(
-        GRAPH,
-        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
-        w2=weight(16, 16, 1, 1, seed=1), b2=np.ones(16, np.float32),
-        w3=weight(16, 16, 1, 1, seed=2), b3=np.zeros(16, np.float32),
-        w4=8 * weight(16, 8, seed=4), b4=np.zeros(8, np.float32),
-    )  # fmt: skip
+    model = parse(GRAPH, **weights())
     return model_to_proto(model)
 
 
@@ -94,13 +98,7 @@ def test_an_input_without_a_batch_axis_is_the_same_in_every_run():
     text = GRAPH.replace("(float[N,16,8,8] x)", "(float[N,16,8,8] x, float[16,1,1] z)").replace(
         "Add(e, x)", "Add(e, z)"
     )
-    model = parse(
-        text,
-        w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
-        w2=weight(16, 16, 1, 1, seed=1), b2=np.ones(16, np.float32),
-        w3=weight(16, 16, 1, 1, seed=2), b3=np.zeros(16, np.float32),
-        w4=8 * weight(16, 8, seed=4), b4=np.zeros(8, np.float32),
-    )  # fmt: skip
+    model = parse(text, **weights())
     feeds = [{"x": DATA[at : at + 1], "z": np.ones((16, 1, 1), np.float32)} for at in range(8)]
     config = QuantConfig(samples=None, verify=False, cache=False, threads=1)
     result = onnx_hyvit.quantize(model_to_proto(model), calibration=feeds, config=config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from ..errors import ModelError
+from ..graph.region import names_read_by_bodies
 from . import (  # noqa: F401  (register their rules)
     activations,
     attention,
@@ -152,17 +153,6 @@ class _Sweep:
         for name, need, gradient in zip(node.input, needs, found, strict=False):
             if need and gradient is not None:
                 self._parts.setdefault(name, []).append(gradient)
-
-
-def names_read_by_bodies(node: onnx.NodeProto) -> set[str]:
-    """Names that the bodies of an If, Loop or Scan read, their own ones included."""
-    found: set[str] = set()
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            for inner in body.node:
-                found |= {name for name in inner.input if name} | names_read_by_bodies(inner)
-            found |= {value.name for value in body.output}
-    return found
 
 
 def _downstream(nodes: Sequence[onnx.NodeProto], targets: Sequence[str]) -> set[str]:

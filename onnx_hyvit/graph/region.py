@@ -104,3 +104,14 @@ def _without_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     bare.functions.extend(proto.functions)
     bare.producer_name = proto.producer_name
     return bare
+
+
+def names_read_by_bodies(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of an If, Loop or Scan read, their own ones included."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            for inner in body.node:
+                found |= {name for name in inner.input if name} | names_read_by_bodies(inner)
+            found |= {value.name for value in body.output}
+    return found

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..graph import Model, model_to_proto
 from ..graph.io import infer_shapes
-from ..graph.region import extract_region
+from ..graph.region import extract_region, names_read_by_bodies
 from ..insert_qdq import insert_qdq
 from ..numerics import QParams
 from ..placement import Plan
@@ -150,7 +150,7 @@ def cut_block(
     free = [value.name for value in proto.graph.input]
     outputs = list(dict.fromkeys([*leaving, *extra]))
     region = extract_region(proto, list(dict.fromkeys([*entering, *free])), outputs)
-    read = {name for node in region.graph.node for name in node.input} | _read_by_bodies(region.graph)
+    read = {name for node in region.graph.node for name in (*node.input, *names_read_by_bodies(node))}
     inputs = [value for value in region.graph.input if value.name in read]
     del region.graph.input[:]
     region.graph.input.extend(inputs)
@@ -162,13 +162,3 @@ def cut_block(
         tuple(leaving),
         tuple(value.name for value in inputs if value.name not in set(entering)),
     )
-
-
-def _read_by_bodies(graph: onnx.GraphProto) -> set[str]:
-    """Names that subgraphs of ``graph`` read."""
-    found: set[str] = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g, *attribute.graphs]:
-                found |= {name for inner in body.node for name in inner.input} | _read_by_bodies(body)
-    return found
