@@ -87,8 +87,10 @@ def test_recipes_end_at_the_input_size() -> None:
     for recipe in RECIPES.values():
         assert recipe.architecture in architectures.ARCHITECTURES
         assert recipe.side_at(1.0) == architectures.INPUT_SIDE
-        assert recipe.cycle_at(0.0) < recipe.cycle_at(recipe.warmup) == 1
+        assert recipe.cycle_at(0.0) < recipe.cycle_at(recipe.warmup / recipe.cycles) == 1
         assert recipe.cycle_at(1.0) == pytest.approx(0)
+        once, twice = (dataclasses.replace(recipe, cycles=cycles) for cycles in (1, 2))
+        assert twice.cycle_at(0.25) == once.cycle_at(0.5) == twice.cycle_at(0.75)
     with pytest.raises(ValueError, match="sides"):
         Recipe("swin", sides=((0.5, 64),))
 

@@ -45,12 +45,13 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run: one cycle of the learning rate, label smoothing.
+    """One training run: one cycle of the learning rate, or several equal ones, label smoothing.
 
     Attributes:
         architecture: key of `zoo.architectures.ARCHITECTURES`.
         dataset: key of `DATASETS`.
-        epochs: passes over the training images.
+        epochs: passes over the training images, in all cycles together.
+        cycles: how often the learning rate rises and falls.
         sides: input size in pixels over the run, as (from this share of the steps on, size). Small
             images first make the early epochs cheap; the last part is always at 64.
         batch: images per step.
@@ -58,7 +59,7 @@ class Recipe:
         muon_rate: peak of the cycle for hidden weight matrices, which Muon trains; 0 leaves them to AdamW.
         patch_drop: share of the patches that a plain transformer does not see in the first part of the run.
         weight_decay: of matrices and convolution kernels; norms and biases have none.
-        warmup: share of the steps in which the rate rises.
+        warmup: share of the steps of a cycle in which the rate rises.
         smoothing: label smoothing, 0..1.
         clip: largest norm of the gradient.
         validation: training images set apart.
@@ -68,6 +69,7 @@ class Recipe:
     architecture: str
     dataset: str = "cifar10"
     epochs: int = 16
+    cycles: int = 1
     sides: tuple[tuple[float, int], ...] = ((0.0, 64),)
     batch: int = 128
     learning_rate: float = 2e-3
@@ -93,6 +95,8 @@ class Recipe:
 
     def cycle_at(self, progress: float) -> float:
         """Learning rate at `progress` (0..1) as a share of its peak: a linear rise, then half a cosine to zero."""
+        progress *= self.cycles
+        progress -= min(int(progress), self.cycles - 1)
         if progress < self.warmup:
             return max(progress / self.warmup, 0.01)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
@@ -112,7 +116,7 @@ RECIPES = {
     ),
     "cifar_mobilevit_xxs": Recipe("mobilevit_xxs", epochs=10, sides=PROGRESSIVE),
     "cifar_edgenext_xx_small": Recipe("edgenext_xx_small", epochs=14, sides=PROGRESSIVE),
-    "cifar_mobile_former": Recipe("mobile_former", epochs=9, sides=PROGRESSIVE),
+    "cifar_mobile_former": Recipe("mobile_former", epochs=18, cycles=2, sides=((0.0, 48), (0.225, 64))),
     "cifar_efficientformer": Recipe("efficientformer", epochs=10, sides=PROGRESSIVE),
     "cifar_mobilevitv2_050": Recipe("mobilevitv2_050", epochs=10, sides=PROGRESSIVE),
     "cifar_efficientformerv2_s0": Recipe("efficientformerv2_s0", epochs=6),
