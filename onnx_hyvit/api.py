@@ -22,9 +22,9 @@ from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
-from .keep_fast import Work, keep_fast
+from .keep_fast import keep_fast
 from .kernel_audit import audit
-from .mixed_precision import Fitted, fit_precision
+from .mixed_precision import Decide, Fitted, fit_precision
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
@@ -39,6 +39,7 @@ from .reconstruct import (
     run_key,
 )
 from .runtime import Progress, observe, samples_that_fit
+from .scales import Work
 from .targets import Target, check_target, load_target
 from .validate import Finding, validate
 from .version import __version__
@@ -116,8 +117,7 @@ def quantize(
     quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
     check, precision = None, dict(fitted.summary) if fitted.summary else None
     if config.verify_speed:
-        work = _work(scaled, source, recipe, target, config)
-        quantized, plan, scales, check = keep_fast(model, quantized, work, progress)
+        quantized, plan, scales, check = keep_fast(model, quantized, scaled.work, scaled.decide, fitted, progress)
         if precision and scales is not fitted.scales:
             precision.pop("reached", None)  # of a model that was not kept; blocks in float only come closer
     findings = []
@@ -157,8 +157,9 @@ class _Scaled:
     """A prepared model whose every scale is chosen, and what was decided on the way."""
 
     prepared: Prepared
+    work: Work
+    decide: Decide
     fitted: Fitted
-    kept: tuple[str, ...]
     granularity: Granularity | None
     caches: tuple[BlockCache, ...]
 
@@ -194,19 +195,12 @@ def _scale(
         caches.append(_block_cache(prepared.model, plan, source, config))
         return caches[-1]
 
-    fitted = fit_precision(
-        prepared.model,
-        decision,
-        lambda more: decide(prepared.model, prepared.shapes, target, config, kept, decision, more),
-        prepared.shapes,
-        prepared.structure,
-        source,
-        recipe,
-        config,
-        cache_for=cache_for,
-        progress=progress,
-    )
-    return _Scaled(prepared, fitted, kept, granularity, tuple(caches))
+    def with_more(more: Mapping[str, str]) -> Decision:
+        return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
+
+    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
+    fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
+    return _Scaled(prepared, work, with_more, fitted, granularity, tuple(caches))
 
 
 def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Recipe, kept: tuple[str, ...]) -> Decision:
@@ -225,22 +219,6 @@ def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Rec
     if recipe.reconstruction is not None and give_biases(model, decision.plan):
         decision = decide(model, shapes, target, config, kept, decision)
     return decision
-
-
-def _work(scaled: _Scaled, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig) -> Work:
-    prepared = scaled.prepared
-    return Work(
-        prepared.model,
-        prepared.shapes,
-        prepared.structure,
-        target,
-        config,
-        recipe,
-        source,
-        scaled.fitted.decision,
-        scaled.kept,
-        scaled.fitted.scales,
-    )
 
 
 def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantConfig) -> BlockCache:

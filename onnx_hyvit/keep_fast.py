@@ -3,108 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from .blocks import Structure
-from .calibration import Source
-from .config import QuantConfig
 from .graph import Model, model_to_proto
 from .insert_qdq import insert_qdq
+from .mixed_precision import Decide, Fitted
 from .numerics import QParams
 from .placement import Plan
-from .planning import Decision, decide
-from .recipes import Recipe
-from .runtime import ModelSource, Progress, make_session
-from .scales import Scales, find_scales
+from .runtime import ModelSource, Progress, Session, make_session
+from .scales import Scales, Work, find_scales
 from .speed_check import SpeedCheck, check_speed, group_by_block
-from .targets import Target
-
-
-@dataclass(frozen=True)
-class Work:
-    """What quantization has made so far, from which variants are built.
-
-    Args:
-        model: Float model after the exact rewrites.
-        shapes: Concrete shapes of its tensors.
-        structure: Its blocks.
-        target: Rules.
-        config: Settings.
-        recipe: How scales are found.
-        source: Calibration data.
-        decision: Plan and costs.
-        kept_float: Names of nodes that must stay float.
-        scales: Numbers of the decision's plan.
-    """
-
-    model: Model
-    shapes: Mapping[str, tuple[int, ...]]
-    structure: Structure
-    target: Target
-    config: QuantConfig
-    recipe: Recipe
-    source: Source
-    decision: Decision
-    kept_float: tuple[str, ...]
-    scales: Scales
 
 
 def keep_fast(
-    original: ModelSource, quantized: onnx.ModelProto, work: Work, progress: Progress | None = None
+    original: ModelSource,
+    quantized: onnx.ModelProto,
+    work: Work,
+    decide: Decide,
+    fitted: Fitted,
+    progress: Progress | None = None,
 ) -> tuple[onnx.ModelProto, Plan, Scales, SpeedCheck]:
     """Time ``quantized`` against the float file, and replace it when it is slower (see ``speed_check``).
+
+    Args:
+        original: The float file.
+        quantized: Its int8 model.
+        work: Model, data and settings that it was made with.
+        decide: Makes a decision with more float nodes, each given with the reason.
+        fitted: Its plan and numbers.
+        progress: Called as ``progress(done, total, text)``.
 
     Returns:
         The model to write, its plan and its numbers, and what was measured.
     """
-    session = make_session(original, threads=work.config.threads, name="float", exact_sums=False)
+    threads, plan = work.config.threads, fitted.decision.plan
+    session = make_session(original, threads=threads, name="float", exact_sums=False)
     rewritten = model_to_proto(work.model)
-    plan = work.decision.plan
-    homes = {block.name: block.nodes for block in work.structure.blocks}
-    blocks = group_by_block([node.name for node in work.model.graph.nodes], plan.int8_nodes, homes)
-    feed = next(iter(work.source))[1]
-    if not isinstance(session.inputs[0].shape[0], int):
-        feed = {name: values[:1] for name, values in feed.items()}
-    check = check_speed(
-        session,
-        rewritten,
-        quantized,
-        blocks,
-        lambda more: _for_timing(work, _plan(work, more)),
-        feed,
-        work.config.threads,
-        progress,
-    )
+
+    def plan_with(more: Mapping[str, str]) -> Plan:
+        return decide({**fitted.decision.more_float, **more}).plan
+
+    def build(more: Mapping[str, str]) -> onnx.ModelProto:
+        return _for_timing(work.model, plan_with(more), fitted.scales)
+
+    blocks, feed = _blocks(work, plan), _one_feed(session, work)
+    check = check_speed(session, rewritten, quantized, blocks, build, feed, threads, progress)
     if check.all_float:
-        plan = _plan(work, dict.fromkeys(plan.int8_nodes, "the float model is faster on this machine"))
+        plan = plan_with(dict.fromkeys(plan.int8_nodes, "the float model is faster on this machine"))
         return rewritten, plan, Scales({}), check
     if not check.float_nodes:
-        return quantized, plan, work.scales, check
-    plan = _plan(work, check.float_nodes)
-    scales = find_scales(
-        work.model, plan, work.shapes, work.structure, work.source, work.recipe, work.config, progress=progress
-    )
-    return _build(work, plan, scales), plan, scales, check
+        return quantized, plan, fitted.scales, check
+    plan = plan_with(check.float_nodes)
+    scales = find_scales(work, plan, progress=progress)
+    return _build(work.model, plan, scales), plan, scales, check
 
 
-def _plan(work: Work, more: Mapping[str, str]) -> Plan:
-    decision = decide(work.model, work.shapes, work.target, work.config, work.kept_float, work.decision, more)
-    return decision.plan
+def _blocks(work: Work, plan: Plan) -> dict[str, list[str]]:
+    """Int8 nodes by block."""
+    homes = {block.name: block.nodes for block in work.structure.blocks}
+    return group_by_block([node.name for node in work.model.graph.nodes], plan.int8_nodes, homes)
 
 
-def _for_timing(work: Work, plan: Plan) -> onnx.ModelProto:
+def _one_feed(session: Session, work: Work) -> dict[str, np.ndarray]:
+    """The first sample, or the first batch of a model whose batch is fixed."""
+    feed = next(iter(work.source))[1]
+    if isinstance(session.inputs[0].shape[0], int):
+        return dict(feed)
+    return {name: values[:1] for name, values in feed.items()}
+
+
+def _for_timing(model: Model, plan: Plan, known: Scales) -> onnx.ModelProto:
     """The int8 model of a plan with numbers that are good for timing only: those known, and anything for the rest."""
-    qparams = dict(work.scales.qparams)
+    qparams = dict(known.qparams)
     for name, spec in plan.activations.items():
         source = plan.source_of(name)
         if source not in qparams:
             middle = np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype)
             qparams[source] = QParams(np.array(0.05, np.float32), middle, spec)
-    return _build(work, plan, Scales(qparams, work.scales.parameters))
+    return _build(model, plan, Scales(qparams, known.parameters))
 
 
-def _build(work: Work, plan: Plan, scales: Scales) -> onnx.ModelProto:
-    return model_to_proto(insert_qdq(work.model, plan, scales.qparams, scales.parameters), check=True)
+def _build(model: Model, plan: Plan, scales: Scales) -> onnx.ModelProto:
+    return model_to_proto(insert_qdq(model, plan, scales.qparams, scales.parameters), check=True)

@@ -11,20 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .backward import choose_loss
-from .blocks import Structure
-from .calibration import Source
-from .config import QuantConfig
 from .costs import Profile, find_profile, pose_problem
-from .graph import Model, model_to_proto
+from .graph import model_to_proto
 from .insert_qdq import insert_qdq
 from .numerics import QParams
 from .placement import Plan
 from .planning import Decision
 from .precision import Budget, Effects, find_front, measure_effects
-from .recipes import Recipe
 from .reconstruct import BlockCache, Divergence
 from .runtime import Progress
-from .scales import Scales, find_scales, first_scales
+from .scales import Scales, Work, find_scales, first_scales
 
 logger = logging.getLogger(__name__)
 SAMPLES = 16
@@ -42,7 +38,6 @@ BUDGETS = {
 ROUNDS = 5  # of scales for a limit on the divergence
 TIGHTER = 0.8  # each round aims a little lower than what the last one's ratio of found to predicted asks for
 Decide = Callable[[Mapping[str, str]], Decision]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,14 +56,9 @@ class Fitted:
 
 
 def fit_precision(
-    model: Model,
+    work: Work,
     decision: Decision,
     decide: Decide,
-    shapes: Shapes,
-    structure: Structure,
-    source: Source,
-    recipe: Recipe,
-    config: QuantConfig,
     *,
     cache_for: Callable[[Plan], BlockCache | None] = lambda plan: None,
     progress: Progress | None = None,
@@ -76,32 +66,25 @@ def fit_precision(
     """Choose what goes back to float, then find the scales of what is left.
 
     Args:
-        model: Float model after the exact rewrites; not changed.
+        work: Model, data and settings.
         decision: The plan to start from.
         decide: Makes a decision with more float nodes, each given with the reason.
-        shapes: Concrete shapes of all tensors.
-        structure: Blocks of the model.
-        source: Calibration data.
-        recipe: How scales are found, and whether precision is weighed at all.
-        config: Objective, bits, ``max_drop``, seed, threads.
         cache_for: Cache of finished blocks for a plan.
         progress: Called as ``progress(done, total, text)``.
     """
-    first = first_scales(model, decision.plan, source, recipe, config, progress)
-    if not recipe.precision and config.max_drop is None:
-        scales = find_scales(
-            model, decision.plan, shapes, structure, source, recipe, config, first, cache_for(decision.plan), progress
-        )
-        return Fitted(decision, scales)
-    weighed = _Weighed(model, decision, shapes, source, first, config)
+    spend, max_drop = work.recipe.precision, work.config.max_drop
+    first = first_scales(work, decision.plan, progress)
 
     def numbers(plan: Plan) -> Scales:
-        return find_scales(model, plan, shapes, structure, source, recipe, config, first, cache_for(plan), progress)
+        return find_scales(work, plan, first, cache_for(plan), progress)
 
-    if config.max_drop is None:
-        chosen, _, summary = weighed.choose(decide, None, recipe.precision)
+    if not spend and max_drop is None:
+        return Fitted(decision, numbers(decision.plan))
+    weighed = _Weighed(work, decision, first)
+    if max_drop is None:
+        chosen, _, summary = weighed.choose(decide, None, spend)
         return Fitted(chosen, numbers(chosen.plan), summary)
-    return _within(config.max_drop, weighed, decide, numbers, recipe.precision)
+    return _within(max_drop, weighed, decide, numbers, spend)
 
 
 def _within(
@@ -132,35 +115,27 @@ def _within(
 class _Weighed:
     """Effects of a plan's roundings beside what they cost, measured once for all limits."""
 
-    def __init__(
-        self,
-        model: Model,
-        decision: Decision,
-        shapes: Shapes,
-        source: Source,
-        first: Mapping[str, QParams],
-        config: QuantConfig,
-    ) -> None:
-        self._model, self._decision, self._config, self._source = model, decision, config, source
+    def __init__(self, work: Work, decision: Decision, first: Mapping[str, QParams]) -> None:
+        self._work, self._decision = work, decision
         self._judge: Divergence | None = None
-        self._proto = model_to_proto(model)
-        self._loss = choose_loss(self._proto, shapes)
+        self._proto = model_to_proto(work.model)
+        self._loss = choose_loss(self._proto, work.shapes)
         self._effects: Effects = measure_effects(
             self._proto,
             decision.plan,
             first,
-            shapes,
-            (feeds for _, feeds in source),
+            work.shapes,
+            (feeds for _, feeds in work.source),
             self._loss,
             samples=SAMPLES,
-            seed=config.seed,
-            threads=config.threads,
+            seed=work.config.seed,
+            threads=work.config.threads,
         )
         self._profile: Profile | None = decision.profile
         costs = self._profile or find_profile(BORROWED)
         assert costs is not None
         self._costs = costs
-        self._problem = pose_problem(model.graph, decision.plan, shapes, costs, all_free=True)
+        self._problem = pose_problem(work.model.graph, decision.plan, work.shapes, costs, all_free=True)
         if unknown := self._unknown():
             logger.warning(
                 "%d tensors stay as planned: no gradient reaches them (%s)", len(unknown), ", ".join(unknown[:3])
@@ -182,13 +157,13 @@ class _Weighed:
             limit: Predicted divergence to reach, None for the budget of the objective alone.
             spend: Whether the objective has a budget at all.
         """
-        config = self._config
+        config = self._work.config
         narrow = min(config.weight_bits, config.activation_bits) < 8
         budget = BUDGETS[config.objective] if spend else NOTHING
         budget = replace(budget, limit=limit, layers=budget.layers and not narrow)
         care = None if self._profile else LAYERS_COST
         front = find_front(
-            self._model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
+            self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
         )
         summary = {
             "loss": self._loss.describe(),
@@ -204,7 +179,7 @@ class _Weighed:
     def divergence(self, plan: Plan, scales: Scales) -> float:
         """Divergence of the finished model's outputs on the calibration samples."""
         if self._judge is None:
-            batches = [feeds for _, feeds in self._source]
-            self._judge = Divergence(self._proto, self._loss, batches, self._config.threads)
-        quantized = model_to_proto(insert_qdq(self._model, plan, scales.qparams, scales.parameters))
+            batches = [feeds for _, feeds in self._work.source]
+            self._judge = Divergence(self._proto, self._loss, batches, self._work.config.threads)
+        quantized = model_to_proto(insert_qdq(self._work.model, plan, scales.qparams, scales.parameters))
         return self._judge.of(self._judge.session(quantized))

@@ -20,6 +20,27 @@ from .runtime import Progress
 
 
 @dataclass(frozen=True)
+class Work:
+    """What every step behind the first plan works on.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        shapes: Concrete shapes of its tensors.
+        structure: Its blocks.
+        source: Calibration data.
+        recipe: How scales are found.
+        config: Objective, bits, limits, threads, memory, seed.
+    """
+
+    model: Model
+    shapes: Mapping[str, tuple[int, ...]]
+    structure: Structure
+    source: Source
+    recipe: Recipe
+    config: QuantConfig
+
+
+@dataclass(frozen=True)
 class Scales:
     """All numbers that a plan needs.
 
@@ -34,60 +55,55 @@ class Scales:
     reconstructed: Reconstructed | None = None
 
 
-def first_scales(
-    model: Model, plan: Plan, source: Source, recipe: Recipe, config: QuantConfig, progress: Progress | None = None
-) -> dict[str, QParams]:
+def first_scales(work: Work, plan: Plan, progress: Progress | None = None) -> dict[str, QParams]:
     """Scales from statistics alone, see ``calibrate``."""
+    config = work.config
     half = config.max_memory // 2 if config.max_memory else None
     found = activation_qparams(
-        model_to_proto(model), plan, source, recipe, threads=config.threads, max_memory=half, progress=progress
+        model_to_proto(work.model),
+        plan,
+        work.source,
+        work.recipe,
+        threads=config.threads,
+        max_memory=half,
+        progress=progress,
     )
-    return found | weight_scales(model, plan, recipe)
+    return found | weight_scales(work.model, plan, work.recipe)
 
 
 def find_scales(
-    model: Model,
+    work: Work,
     plan: Plan,
-    shapes: Mapping[str, tuple[int, ...]],
-    structure: Structure,
-    source: Source,
-    recipe: Recipe,
-    config: QuantConfig,
     first: Mapping[str, QParams] | None = None,
     cache: BlockCache | None = None,
     progress: Progress | None = None,
 ) -> Scales:
-    """Every number of ``plan`` by ``recipe``.
+    """Every number of ``plan`` by the recipe.
 
     Args:
-        model: Float model after the exact rewrites; not changed.
+        work: Model, data and settings.
         plan: Where Q/DQ pairs go.
-        shapes: Concrete shapes of its tensors.
-        structure: Its blocks.
-        source: Calibration data.
-        recipe: How scales are found.
-        config: Threads, memory, seed.
         first: Scales from statistics, of this plan or one with more int8 nodes; found here when None.
         cache: Finished blocks of an interrupted run.
         progress: Called as ``progress(done, total, text)``.
     """
     qparams = _of_plan(plan, first or {})
     if qparams is None:
-        qparams = first_scales(model, plan, source, recipe, config, progress)
-    if recipe.reconstruction is None:
+        qparams = first_scales(work, plan, progress)
+    if work.recipe.reconstruction is None:
         return Scales(qparams)
     reconstructed = reconstruct(
-        model,
+        work.model,
         plan,
         qparams,
-        shapes,
-        source,
-        recipe.reconstruction,
-        structure=structure,
-        threads=config.threads,
-        seed=config.seed,
+        work.shapes,
+        work.source,
+        work.recipe.reconstruction,
+        structure=work.structure,
+        threads=work.config.threads,
+        seed=work.config.seed,
         cache=cache,
-        max_memory=config.max_memory,
+        max_memory=work.config.max_memory,
         progress=progress,
     )
     return Scales(dict(reconstructed.qparams), dict(reconstructed.parameters), reconstructed)

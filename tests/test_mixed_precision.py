@@ -120,3 +120,19 @@ def test_what_goes_back_to_float_for_speed_has_the_float_weights(proto, all_floa
     result = quantized(proto, bits="w3a3", verify_speed=True)
     assert not any(node.op_type == "QuantizeLinear" for node in result.model.graph.node)
     assert kl(proto, result.model) < 1e-9
+
+
+def test_what_precision_took_back_stays_float_when_more_goes_back_for_speed(proto, monkeypatch):
+    def one_is_slow(session, rewritten, int8, blocks, build, *_):
+        slow.extend([next(name for names in blocks.values() for name in names)])
+        ratio = Ratio(1.0, 1.0, 1.0)
+        return SpeedCheck("blocks", ratio, ratio, dict.fromkeys(slow, "slow"))
+
+    slow: list[str] = []
+    limit = quantized(proto, bits="w4a4").report["reconstruction"]["divergence_after"] / 8
+    before = quantized(proto, bits="w4a4", max_drop=limit).report["plan"]["float_nodes"]
+    monkeypatch.setattr(module, "check_speed", one_is_slow)
+    after = quantized(proto, bits="w4a4", max_drop=limit, verify_speed=True).report["plan"]["float_nodes"]
+    taken = {name for name, reason in before.items() if "takes away" in reason}
+    assert taken and slow[0] not in taken
+    assert taken | set(slow) <= set(after)
