@@ -72,8 +72,8 @@ class QuantConfig:
             ``size`` none; it needs a profile of kernels, without which the target's rules decide.
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
-            (KL in nats for classes, else relative squared error); nodes go back to float until it holds. None sets no
-            limit.
+            (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
+            until it holds. None sets no limit.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
             is not slower. Clocks decide, so two runs may differ.
     """

@@ -14,8 +14,9 @@ is the Gauss-Newton Hessian of the loss at that tensor:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -43,6 +44,7 @@ class Head:
         axis: Class or feature axis of ``tensor``, >= 0.
         shape: Shape of ``tensor``.
         reason: Why this kind, for the report.
+        weight: Factor of the seed.
     """
 
     output: str
@@ -51,6 +53,7 @@ class Head:
     axis: int
     shape: tuple[int, ...]
     reason: str
+    weight: float = 1.0
 
     @property
     def noise(self) -> str:
@@ -62,7 +65,18 @@ class Head:
         """Number of independent answers in one run: distributions of classes, yes-or-no questions, or samples."""
         if self.kind == "softmax":
             return int(np.prod(self.shape)) // max(1, self.shape[self.axis])
-        return int(np.prod(self.shape)) if self.kind == "bernoulli" else int(self.shape[0]) if self.shape else 1
+        return (
+            int(np.prod(self.shape)) if self.kind == "bernoulli" else int(self.shape[0]) if len(self.shape) > 1 else 1
+        )
+
+    def per_answer(self) -> Head:
+        """This head with a seed such that ``E[(g . d)^2] / 2`` is the mean divergence of an answer.
+
+        That is KL for classes, 1 - cosine for embeddings, and for regression the relative squared error, whole, not
+        half of it as the second order of a loss gives.
+        """
+        whole = 2.0 if self.kind == "regression" else 1.0
+        return replace(self, weight=math.sqrt(whole / max(1, self.answers)))
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Noise of one draw, float32, of ``shape``."""
@@ -78,6 +92,10 @@ class LossSpec:
     """Sum of losses over the outputs of a model."""
 
     heads: tuple[Head, ...]
+
+    def per_answer(self) -> LossSpec:
+        """The sum over the heads of the mean divergence of an answer, see ``Head.per_answer``."""
+        return LossSpec(tuple(head.per_answer() for head in self.heads))
 
     def describe(self) -> str:
         """One line: which loss at which output, and why."""
@@ -144,6 +162,8 @@ def emit_seeds(tape: Tape, loss: LossSpec) -> dict[str, str]:
             seed = tape.op("Div", noise, tape.op("Add", norm, 1e-6))
         else:
             seed = noise
+        if head.weight != 1.0:
+            seed = tape.op("Mul", seed, head.weight)
         seeds[head.tensor] = tape.op("Add", seeds[head.tensor], seed) if head.tensor in seeds else seed
     return seeds
 

@@ -8,7 +8,6 @@ rounded for one reader and not for another, so each reading is a term of its own
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from ..backward import LossSpec, build_backward
 from ..backward.runs import batch_of, runs_of
 from ..numerics import QParams, fake_quantize
 from ..placement import Plan
-from ..runtime import make_session
+from ..runtime import Session, make_session
 
 OUTPUT = ""  # the reader of a model output
 Feeds = Mapping[str, np.ndarray]
@@ -49,7 +48,7 @@ class Effects:
 
     Args:
         roundings: The terms.
-        values: Effect of each in each draw, float64 [draws, terms]; on one answer of the model (see ``Head.answers``).
+        values: Effect of each in each draw, float64 [draws, terms]; on the mean answer of each head, added up.
         unknown: Terms that no gradient reaches, or whose effect is not finite.
     """
 
@@ -94,7 +93,8 @@ def measure_effects(
     """
     traced = _Trace(proto, plan, qparams, shapes)
     heads = [head.tensor for head in loss.heads if head.tensor in plan.activations]
-    model = build_backward(traced.proto, list(dict.fromkeys([*traced.seen_at.values(), *heads])), loss, traced.shapes)
+    targets = list(dict.fromkeys([*traced.seen_at.values(), *heads]))
+    model = build_backward(traced.proto, targets, loss.per_answer(), traced.shapes)
     seen_at = {
         # the loss is put on the scores themselves: the Softmax that reads them gets no gradient of its own
         rounding: rounding.tensor if target in model.disconnected and rounding.tensor in heads else target
@@ -104,29 +104,36 @@ def measure_effects(
     unknown = tuple(rounding for rounding, target in seen_at.items() if target in model.missing)
     if not known:
         return Effects((), np.zeros((1, 0)), unknown)
-    graph = model.proto.graph
-    del graph.output[:]
-    for place, rounding in enumerate(known):
-        product, total = f"effect/{place}/product", f"effect/{place}"
-        gradient = model.gradients[seen_at[rounding]]
-        graph.node.append(helper.make_node("Mul", [gradient, traced.change[rounding]], [product]))
-        graph.node.append(helper.make_node("ReduceSum", [product], [total], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(total, TensorProto.FLOAT, ()))
-    names = [value.name for value in graph.output]
-    session = make_session(model.proto, threads=threads, name="effects of roundings")
-    rng = np.random.default_rng(seed)
-    size, _ = batch_of(proto, shapes)
-    rows = []
-    for feeds in islice(runs_of(proto, shapes, batches), max(1, samples // size)):
-        for _ in range(draws):
-            found = session.run({**feeds, **loss.draw(rng)}, names)
-            rows.append([float(found[name]) for name in names])
-    answers = max((head.answers for head in loss.heads), default=size)
-    values = np.array(rows, np.float64).reshape(-1, len(names)) / math.sqrt(max(1, answers))
-    finite = [bool(np.isfinite(column).all()) for column in values.T]
+    pairs = [(model.gradients[seen_at[rounding]], traced.change[rounding]) for rounding in known]
+    session = make_session(_with_products(model.proto, pairs), threads=threads, name="effects of roundings")
+    runs = islice(runs_of(proto, shapes, batches), max(1, samples // batch_of(proto, shapes)[0]))
+    values = _draw(session, runs, loss, draws, np.random.default_rng(seed))
+    finite = np.isfinite(values).all(axis=0)
     lost = tuple(rounding for rounding, good in zip(known, finite, strict=True) if not good)
     kept = tuple(rounding for rounding, good in zip(known, finite, strict=True) if good)
-    return Effects(kept, values[:, np.array(finite, bool)], unknown + lost)
+    return Effects(kept, values[:, finite], unknown + lost)
+
+
+def _with_products(proto: onnx.ModelProto, pairs: Sequence[tuple[str, str]]) -> onnx.ModelProto:
+    """The model with the sum of the products of each pair of tensors as its outputs, in order."""
+    graph = proto.graph
+    del graph.output[:]
+    for place, pair in enumerate(pairs):
+        product, total = f"effect/{place}/product", f"effect/{place}"
+        graph.node.append(helper.make_node("Mul", pair, [product]))
+        graph.node.append(helper.make_node("ReduceSum", [product], [total], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(total, TensorProto.FLOAT, ()))
+    return proto
+
+
+def _draw(session: Session, runs: Iterable[Feeds], loss: LossSpec, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """All outputs for each draw of each run, float64 [draws, outputs]."""
+    rows = []
+    for feeds in runs:
+        for _ in range(draws):
+            found = session.run({**feeds, **loss.draw(rng)})
+            rows.append([float(found[name]) for name in session.output_names])
+    return np.array(rows, np.float64).reshape(-1, len(session.output_names))
 
 
 class _Trace:

@@ -1,4 +1,4 @@
-"""How far a quantized model's outputs are from the float ones: KL where they are classes, else squared error."""
+"""How far a quantized model's outputs are from the float ones: KL, cosine or squared error, by what they are."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Feeds = Mapping[str, np.ndarray]
 class Divergence:
     """Mean divergence of models' outputs from the float model's, on fixed data.
 
-    The sum over the outputs of the mean over samples: KL(float || other) in nats for class scores, else the squared
-    error relative to the output's size.
+    The sum over the outputs of the mean over samples: KL(float || other) in nats for class scores, 1 - cosine for
+    embeddings, else the squared error relative to the output's size.
     """
 
     def __init__(self, proto: onnx.ModelProto, loss: LossSpec, batches: Sequence[Feeds], threads: int = 2) -> None:
@@ -74,4 +74,7 @@ def _divergence(head: Head, exact: np.ndarray, found: np.ndarray) -> float:
     if head.kind == "bernoulli":
         p = 1.0 / (1.0 + np.exp(-exact))
         return float((np.logaddexp(0, -found) - np.logaddexp(0, -exact) + (1 - p) * (found - exact)).mean())
+    if head.kind == "embedding":
+        lengths = np.linalg.norm(exact, axis=head.axis) * np.linalg.norm(found, axis=head.axis)
+        return float((1.0 - (exact * found).sum(axis=head.axis) / np.maximum(lengths, 1e-30)).mean())
     return float(np.square(found - exact).sum() / max(np.square(exact).sum(), 1e-30))

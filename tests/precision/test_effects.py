@@ -19,6 +19,7 @@ from onnx_hyvit.placement import make_plan
 from onnx_hyvit.precision import Effects, Rounding, measure_effects
 from onnx_hyvit.precision.choose import _State
 from onnx_hyvit.recipes import find_recipe
+from onnx_hyvit.reconstruct import Divergence
 from onnx_hyvit.runtime import make_session
 
 GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
@@ -57,8 +58,8 @@ def ready():
     )[1:]  # fmt: skip
 
 
-def really(proto: onnx.ModelProto, rounding: Rounding, qparams) -> float:
-    """KL when just this one reading is rounded."""
+def only_rounded(proto: onnx.ModelProto, rounding: Rounding, qparams) -> onnx.ModelProto:
+    """The float model with just this one reading rounded."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph, params = changed.graph, qparams[rounding.tensor]
@@ -87,6 +88,12 @@ def really(proto: onnx.ModelProto, rounding: Rounding, qparams) -> float:
         ]
         del graph.node[:]
         graph.node.extend(nodes)
+    return changed
+
+
+def really(proto: onnx.ModelProto, rounding: Rounding, qparams) -> float:
+    """KL when just this one reading is rounded."""
+    changed = only_rounded(proto, rounding, qparams)
     wanted, found = (make_session(model).run({"x": DATA})["y"].astype(np.float64) for model in (proto, changed))
     logs = [values - np.log(np.exp(values).sum(1, keepdims=True)) for values in (wanted, found)]
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(1).mean())
@@ -106,6 +113,27 @@ def test_predicted_divergence_is_what_each_rounding_causes(ready):
         if rounding.reader:
             predicted, found = effects.divergence([[number]]), really(proto, rounding, qparams)
             assert predicted == pytest.approx(found, rel=0.35), rounding
+
+
+def test_every_head_counts_by_its_own_answers_and_on_the_scale_that_is_measured():
+    """A class per image, a class per position, an embedding and a map of numbers hang on one body."""
+    text = GRAPH.replace(
+        "(float[N,8] y)", "(float[N,8] y, float[N,8,8,8] logits, float[N,8] embed, float[N,4,8,8] map)"
+    ).replace("y = Gemm(q, w4, b4)", "y = Gemm(q, w4, b4) logits = Conv(a, w5) embed = Gemm(q, w6) map = Conv(a, w7)")
+    weights = {
+        "w1": weight(16, 16, 3, 3), "b1": np.zeros(16, np.float32), "w2": weight(16, 16, 1, 1, seed=1),
+        "b2": np.zeros(16, np.float32), "w3": weight(32, 16, 1, 1, seed=2), "b3": np.zeros(32, np.float32),
+        "w4": 8 * weight(32, 8, seed=3), "b4": np.zeros(8, np.float32), "w5": 4 * weight(8, 16, 1, 1, seed=4),
+        "w6": weight(32, 8, seed=5), "w7": weight(4, 16, 1, 1, seed=6),
+    }  # fmt: skip
+    prepared, proto, _, qparams, effects = effects_of(text, "w4a4", **weights)
+    loss = choose_loss(proto, prepared.shapes)
+    assert [head.kind for head in loss.heads] == ["softmax", "softmax", "embedding", "regression"]
+    judge = Divergence(proto, loss, [{"x": DATA}], threads=1)
+    for number, rounding in enumerate(effects.roundings):
+        if rounding.reader:
+            found = judge.of(judge.session(only_rounded(proto, rounding, qparams)))
+            assert effects.divergence([[number]]) == pytest.approx(found, rel=0.4), rounding
 
 
 def test_readings_of_one_tensor_add_up_before_they_are_squared():
