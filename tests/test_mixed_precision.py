@@ -136,3 +136,23 @@ def test_what_precision_took_back_stays_float_when_more_goes_back_for_speed(prot
     taken = {name for name, reason in before.items() if "takes away" in reason}
     assert taken and slow[0] not in taken
     assert taken | set(slow) <= set(after)
+
+
+def test_a_tensor_that_a_body_reads_stays_as_planned_and_is_named(caplog):
+    text = """g (float[N,16,8,8] x, bool cond) => (float[N,8] y) {
+        c = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(c)
+        i = If(cond) <then_branch = t () => (float[N,16,8,8] u) { u = Relu(r) },
+                      else_branch = e () => (float[N,16,8,8] z) { z = Neg(r) }>
+        d = Conv(i, w2, b2) p = GlobalAveragePool(d) q = Flatten(p) y = Gemm(q, w4, b4) }"""
+    model = model_to_proto(parse(text, **{name: value for name, value in weights().items() if "3" not in name}))
+    feeds = [{"x": DATA[at : at + 4], "cond": np.array(True)} for at in range(0, 16, 4)]
+    config = QuantConfig(samples=None, cache=False, threads=1)
+    result = onnx_hyvit.quantize(model, calibration=feeds, config=config)
+    assert "w1" in {tensor.name for tensor in model.graph.initializer}
+    assert result.report["precision"]["unknown"], "no gradient comes through the If"
+    assert "no gradient reaches them" in caplog.text
+    assert result.report["reconstruction"]["blocks"]
+    exact, found = (
+        make_session(which).run({"x": DATA[:4], "cond": np.array(True)})["y"] for which in (model, result.model)
+    )
+    assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import onnx_graphsurgeon as gs
 
@@ -11,7 +12,7 @@ from .atoms import Atom, find_atoms
 from .attention import find_cores
 from .cost import count_macs, count_params
 from .domain import Domain, find_domains
-from .flow import Flow, Shapes
+from .flow import Flow, Shapes, names_read_by_bodies
 from .inventory import list_activations, list_attentions, list_norms
 from .partition import Draft, draft_blocks
 from .runs import find_runs
@@ -114,14 +115,16 @@ def _blocks(flow: Flow, groups: list[tuple[str, list[gs.Node]]]) -> list[Block]:
     for kind, nodes in groups:
         seen[kind] += 1
         name = kind if totals[kind] == 1 and kind in ("stem", "head") else f"{kind}_{seen[kind]}"
-        inputs, outputs = _boundary(nodes, results)
+        inputs, outputs = _boundary(nodes, results, flow.data)
         macs = sum(count_macs(node, flow.shapes) for node in nodes)
         names = tuple(node.name for node in nodes)
         blocks.append(Block(name, kind, names, inputs, outputs, count_params(nodes, counted), macs))
     return blocks
 
 
-def _boundary(nodes: list[gs.Node], results: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _boundary(
+    nodes: list[gs.Node], results: set[str], data: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     inside = {node.name for node in nodes}
     made = {tensor.name for node in nodes for tensor in node.outputs}
     inputs: dict[str, None] = {}
@@ -131,6 +134,9 @@ def _boundary(nodes: list[gs.Node], results: set[str]) -> tuple[tuple[str, ...],
             constant = isinstance(tensor, gs.Constant) or (tensor.inputs and tensor.inputs[0].op == "Constant")
             if tensor.name and tensor.name not in made and not constant:
                 inputs[tensor.name] = None
+        for name in names_read_by_bodies(node):
+            if name in data and name not in made:
+                inputs[name] = None
         for tensor in node.outputs:
             if tensor.name in results or any(user.name not in inside for user in tensor.outputs):
                 outputs[tensor.name] = None

@@ -70,7 +70,7 @@ class Flow:
         """Names of the data tensors that the node at ``position`` reads."""
         node = self.nodes[position]
         names = [tensor.name for tensor in node.inputs if tensor.name in self.data]
-        return names + [name for name in _names_read_by_bodies(node) if name in self.data and name not in names]
+        return names + [name for name in names_read_by_bodies(node) if name in self.data and name not in names]
 
     def outputs(self, position: int) -> list[str]:
         """Names of the tensors that the node at ``position`` makes."""
@@ -142,7 +142,7 @@ def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> li
     sources: list[list[int]] = []
     depth: list[int] = []
     for node in nodes:
-        names = [tensor.name for tensor in node.inputs] + _names_read_by_bodies(node)
+        names = [tensor.name for tensor in node.inputs] + names_read_by_bodies(node)
         made = list(dict.fromkeys(maker[name] for name in names if name in maker and name in data))
         depth.append(1 + max((depth[index] for index in made), default=0))
         sources.append(sorted(made, key=lambda index: depth[index]))
@@ -164,7 +164,7 @@ def _depth_first(nodes: list[gs.Node], results: list[str], data: set[str]) -> li
     return order
 
 
-def _names_read_by_bodies(node: gs.Node) -> list[str]:
+def names_read_by_bodies(node: gs.Node) -> list[str]:
     """Names of outer tensors that the bodies of If, Loop and Scan read; a name that a body makes itself is its own."""
     names: list[str] = []
     for value in node.attrs.values():
@@ -174,10 +174,10 @@ def _names_read_by_bodies(node: gs.Node) -> list[str]:
             read = [tensor.name for tensor in value.outputs]
             for inner in value.nodes:
                 read += [tensor.name for tensor in inner.inputs]
-                read += _names_read_by_bodies(inner)
+                read += names_read_by_bodies(inner)
             names += [name for name in read if name not in own]
     return names
 
 
 def _reads_from_outside(node: gs.Node, data: set[str]) -> bool:
-    return any(name in data for name in _names_read_by_bodies(node))
+    return any(name in data for name in names_read_by_bodies(node))

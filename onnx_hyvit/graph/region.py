@@ -28,7 +28,7 @@ def extract_region(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Seque
     graph = proto.graph
     nodes = _needed_nodes(graph, inputs, outputs)
     kept = [node for index, node in enumerate(graph.node) if index in nodes]
-    read = {name for node in kept for name in _reads(node)} | set(outputs)
+    read = {name for node in kept for name in (*node.input, *names_read_by_bodies(node)) if name} | set(outputs)
     types = _types(graph)
     made = {name for node in kept for name in node.output}
     region = onnx.ModelProto()
@@ -66,19 +66,10 @@ def _needed_nodes(graph: onnx.GraphProto, inputs: Sequence[str], outputs: Sequen
         if name in producer:
             index = producer[name]
             needed.add(index)
-            pending.extend(_reads(graph.node[index]))
+            pending.extend([*graph.node[index].input, *names_read_by_bodies(graph.node[index])])
         elif name in free:
             raise ModelError(f"the region that ends at {', '.join(outputs)} also needs the graph input {name!r}")
     return needed
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            names += [name for inner in body.node for name in _reads(inner)]
-            names += [value.name for value in body.output]
-    return names
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from ..graph.io import infer_shapes
-from ..graph.region import extract_region
+from ..graph.region import extract_region, names_read_by_bodies
 from ..runtime import OptimizationLevel, make_session, optimized_model
 
 PLAIN_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "Clip", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
@@ -175,17 +175,13 @@ def _stretch(
             entering.append(name)
         elif name in producer:
             pending.extend(producer[name].input)
-            pending.extend(value for attribute in producer[name].attribute for value in _outer(attribute))
+            pending.extend(names_read_by_bodies(producer[name]))
     stretch = extract_region(exposed, sorted(entering), [output])
     for value in stretch.graph.input:
         array = values[value.name]
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, list(array.shape)))
     return stretch
-
-
-def _outer(attribute: onnx.AttributeProto) -> list[str]:
-    return [name for body in [attribute.g, *attribute.graphs] for node in body.node for name in node.input]
 
 
 def _accuse(

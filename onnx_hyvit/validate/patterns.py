@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..graph.region import names_read_by_bodies
+
 FUSED_OPS = frozenset(
     {
         "Conv",
@@ -66,7 +68,7 @@ def _view(graph: onnx.GraphProto) -> _View:
     view = _View({tensor.name: tensor for tensor in graph.initializer}, outputs={value.name for value in graph.output})
     for node in graph.node:
         view.producer.update((name, node) for name in node.output if name)
-        for name in node.input:
+        for name in {*node.input, *names_read_by_bodies(node)}:
             view.readers.setdefault(name, []).append(node)
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             view.constants[node.output[0]] = node.attribute[0].t

@@ -9,6 +9,7 @@ from qdq_graphs import parse, plan_of, weight
 from onnx_hyvit.costs import Kernel, Profile, pose_problem
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.precision import Budget, Effects, Rounding, find_front
+from onnx_hyvit.precision.choose import _State
 from onnx_hyvit.runtime import observe_shapes
 
 MACHINE = {"cpu": "none", "vnni": False, "onnxruntime": "0", "threads": 1}
@@ -104,3 +105,33 @@ def test_borrowed_costs_never_make_a_layer_free(chain):
     effects = effects_of(graph, w=0.25, v=0.25, u=0.25, t=0.25)
     assert find_front(graph, problem, effects, Budget(share=0.0, rate=0.0)).steps
     assert not find_front(graph, problem, effects, Budget(share=0.0, rate=0.0), layers_cost=0.5).steps
+
+
+def test_what_was_measured_before_a_step_is_what_a_fresh_look_finds(chain):
+    graph, problem = chain
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
+    state = _State(graph, problem, effects, None, frozenset())
+    while state.int8:
+        best = state.best(lambda saved, cost: True, True)
+        if best is None:
+            break
+        state.take(best[0])
+        fresh = _State(graph, problem, effects, None, frozenset())
+        fresh.int8 = state.int8
+        assert state.best(lambda saved, cost: True, True) == fresh.best(lambda saved, cost: True, True)
+    assert not state.int8
+
+
+def test_units_whose_time_is_unknown_can_go_back_to_float_at_no_cost():
+    model = parse(CHAIN, **{name: weight(16, 16, 1, 1, seed=seed) for seed, name in enumerate("wvut")})
+    graph, plan = model.graph, plan_of(model)
+    kernels = {name: kernel for name, kernel in KERNELS.items() if "Conv" not in name}
+    shapes = dict.fromkeys("xabcy", (1, 16, 8, 8)) | dict.fromkeys("wvut", (16, 16, 1, 1))
+    costs = Profile("made-up", MACHINE, 0.0, kernels)
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
+    fixed, free = (pose_problem(graph, plan, shapes, costs, all_free=value) for value in (False, True))
+    assert not any(unit.is_free for unit in fixed.units) and sum(unit.is_free for unit in free.units) == 4
+    assert not find_front(graph, fixed, effects, Budget(share=0.5, rate=0.0)).steps
+    assert set(nodes_of(find_front(graph, free, effects, Budget(share=9.0, rate=0.0, limit=0.0)))) == {
+        node.name for node in graph.nodes
+    }
