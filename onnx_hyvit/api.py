@@ -65,12 +65,21 @@ class QuantResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A float model after the exact rewrites, and what was recognised in it on the way."""
+    """A float model after the exact rewrites, and what was recognised in it on the way.
+
+    Args:
+        model: The rewritten model.
+        structure: Blocks of the canonical graph.
+        shapes: Concrete shapes of all tensors.
+        passes: What each pass did.
+        inputs: Shapes of the inputs that were given, see ``prepare``.
+    """
 
     model: Model
     structure: Structure
     shapes: dict[str, tuple[int, ...]]
     passes: tuple[PassResult, ...]
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def quantize(
@@ -110,7 +119,7 @@ def quantize(
     float_size = model_bytes(model)
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
-    prepared = prepare(loaded, config)
+    prepared = prepare(loaded, config, input_shapes(source))
     scaled = _scale(prepared, names, source, recipe, target, config, progress)
     prepared, fitted = scaled.prepared, scaled.fitted
     plan, scales = fitted.decision.plan, fitted.scales
@@ -180,11 +189,11 @@ def _scale(
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
     if recipe.gains:
-        powers = observe(model_to_proto(prepared.model)).powers
+        powers = observe(model_to_proto(prepared.model), prepared.inputs).powers
         granularity = choose_granularity(
             prepared.model, decision.plan, source, threads=config.threads, max_memory=half, progress=progress
         )
-        prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers))
+        prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers, prepared.inputs))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
         decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
     caches: list[BlockCache] = []
@@ -312,22 +321,37 @@ def open_calibration(
     )
 
 
-def prepare(model: Model, config: QuantConfig) -> Prepared:
+def input_shapes(source: calib.Source) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs for one sample like the first one; a batch that the model fixes is kept."""
+    _, feeds = next(iter(source))
+    free = {info.name for info in source.inputs if info.shape and not isinstance(info.shape[0], int)}
+    return {name: (1, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
+
+
+def prepare(model: Model, config: QuantConfig, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Prepared:
     """Run the exact rewrites on ``model`` (edited in place) and find its structure between them.
+
+    Args:
+        model: The loaded model.
+        config: Whether data layouts are rewritten.
+        inputs: Shapes of inputs with free sizes, as they will be in use; guessed when left out.
 
     Returns:
         The rewritten model, the structure of the canonical graph, concrete shapes, and what each pass did.
     """
-    before = observe(model_to_proto(model)).powers
+    inputs = dict(inputs or {})
+    before = observe(model_to_proto(model), inputs).powers
     results = run_passes(model, CANONICAL)
-    structure = find_structure(model, observe(model_to_proto(model)).shapes)
+    structure = find_structure(model, observe(model_to_proto(model), inputs).shapes)
     if config.rewrite_layout:
         results += run_passes(model, LAYOUT)
     results += run_passes(model, LOWERING)
-    return Prepared(model, structure, observe_renamed(model, before), tuple(results))
+    return Prepared(model, structure, observe_renamed(model, before, inputs), tuple(results), inputs)
 
 
-def observe_renamed(model: Model, before: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
+def observe_renamed(
+    model: Model, before: Mapping[str, float], inputs: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Give a new name to every tensor that kept its name but no longer its values, and return all shapes.
 
     Folds change what flows between two nodes. With this, a name that the int8 model shares with the float file stands
@@ -336,8 +360,9 @@ def observe_renamed(model: Model, before: Mapping[str, float]) -> dict[str, tupl
     Args:
         model: The rewritten model; edited in place.
         before: Power of each tensor before the rewrites, see ``runtime.observe``.
+        inputs: Shapes of inputs that were given then.
     """
-    observed = observe(model_to_proto(model))
+    observed = observe(model_to_proto(model), inputs)
     outputs = {tensor.name for tensor in model.graph.outputs} | names_used_by_subgraphs(model.graph)
     shapes = dict(observed.shapes)
     for name, tensor in model.graph.tensors().items():

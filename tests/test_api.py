@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from qdq_graphs import parse, weight
 
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, ModelError, OutputError, QuantConfig
+from onnx_hyvit import calibration as calib
+from onnx_hyvit.api import input_shapes
+from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.runtime import make_session
 
 
@@ -142,3 +146,21 @@ def test_verify_speed_reports_what_it_did_and_writes_a_model_that_runs(tiny_mode
         assert all(entry["kept"] for entry in check["blocks"])
         kinds = {node.op_type for node in result.model.graph.node}
         assert ("QuantizeLinear" in kinds) is not slower, "every block was faster in float"
+
+
+def test_free_sizes_are_those_of_the_data_and_may_differ_between_samples():
+    """Height and width are free, the data are neither square nor all of one width, and a guess would not fit."""
+    text = """g (float[N,4,H,W] x) => (float[N,8,1,1] y) {
+        c = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(c) d = Conv(r, w2) s = Sigmoid(d) m = Mul(d, s)
+        e = Conv(m, w3) y = GlobalAveragePool(e) }"""
+    weights = {"w1": weight(16, 4, 3, 3), "w2": weight(16, 16, 1, 1, seed=1), "w3": weight(8, 16, 1, 1, seed=2)}
+    proto = model_to_proto(parse(text, **weights))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 4, 12, width)).astype(np.float32)} for width in (40, 24, 40, 56) * 4]
+    config = QuantConfig(samples=None, cache=False, threads=1)
+    result = onnx_hyvit.quantize(proto, calibration=feeds, config=config)
+    (info,) = calib.inputs_of(proto)
+    assert input_shapes(calib.open_source(feeds, [info])) == {"x": (1, 4, 12, 40)}
+    for feed in feeds[:4]:
+        exact, found = (make_session(model).run(feed)["y"] for model in (proto, result.model))
+        assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()

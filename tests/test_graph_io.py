@@ -282,3 +282,17 @@ def test_models_above_the_limit_get_external_data(tmp_path: Path, monkeypatch: p
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
     loaded = onnx.load(path)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[-1]), 1.0)
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_sizes_that_exporters_write_for_unknown_are_unknown(as_bytes):
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,3,4,5] x) => (float[1,3,4,5] y) { y = Relu(x) }""")
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    dims[0].dim_value, dims[2].dim_param, dims[3].dim_param = -1, "?", "?"
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 0
+    known, _ = io.read_proto(proto.SerializeToString() if as_bytes else proto)
+    shape = [(dim.dim_value, dim.dim_param) for dim in known.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [(0, ""), (3, ""), (0, ""), (0, "")]
+    assert not known.graph.output[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    assert dims[0].dim_value == -1, "the caller's model is not changed"

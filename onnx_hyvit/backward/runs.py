@@ -27,9 +27,11 @@ def batch_of(proto: onnx.ModelProto, shapes: Shapes) -> tuple[int, frozenset[str
 
 
 def runs_of(proto: onnx.ModelProto, shapes: Shapes, batches: Iterable[Feeds]) -> Iterator[dict[str, np.ndarray]]:
-    """Pieces of exactly one run; an incomplete last piece of a batch is left out."""
+    """Pieces of exactly one run; an incomplete last piece of a batch is left out, as are other sizes."""
     size, along = batch_of(proto, shapes)
     for feeds in batches:
         count = min((len(array) for name, array in feeds.items() if name in along), default=size)
+        if any(array.shape[1:] != tuple(shapes[name][1:]) for name, array in feeds.items() if name in shapes):
+            continue
         for start in range(0, count - size + 1, size):
             yield {name: array[start : start + size] if name in along else array for name, array in feeds.items()}

@@ -24,6 +24,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from ..errors import ModelError, OutputError
 from ..inference import propagate_shapes
 from .external_data import check_external_data, check_no_external_data
+from .free_sizes import free_unknown_sizes
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints to standard output, names from the model included
 
@@ -90,6 +91,7 @@ def read_proto(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         check_no_external_data(copy, "<ModelProto>")
+        free_unknown_sizes(copy)
         return copy, "<ModelProto>"
     if isinstance(model, (bytes, bytearray)):
         proto = _parse(bytes(model), "<bytes>")
@@ -123,6 +125,7 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     _check_text(proto, name)
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name}: not an ONNX model (no graph in it)")
+    free_unknown_sizes(proto)
     return proto
 
 
