@@ -19,7 +19,7 @@ def batch_of(proto: onnx.ModelProto, shapes: Shapes) -> tuple[int, frozenset[str
             sizes are fixed, with those as long as it.
         shapes: Concrete shapes of the inputs.
     """
-    shaped = [value for value in proto.graph.input if shapes.get(value.name)]
+    shaped = [value for value in proto.graph.input if shapes.get(value.name) and value.type.tensor_type.shape.dim]
     free = [value for value in shaped if not value.type.tensor_type.shape.dim[0].HasField("dim_value")]
     batch = next((shapes[value.name][0] for value in free or shaped), 1)
     members = free or [value for value in shaped if shapes[value.name][0] == batch]
