@@ -143,17 +143,11 @@ class Sweep:
     ) -> BlockTask:
         """The task of a block from its inputs as they are now; runs the float block."""
         layers = tuple(self._layers[name] for name in block.nodes if name in self._layers)
-        inputs, leaving = set(block.inputs), tuple(block.outputs)
-        inner = [layer.activation for layer in layers if layer.activation not in inputs]
-        exact = cut_region(self._float, block.inputs, leaving, inner).open(self._threads)
+        leaving = tuple(block.outputs)
+        wanted = self._float_tensors(block, [layer.activation for layer in layers])
         reads = {layer.node: self._reads[layer.node] for layer in layers}
-        region = cut_region(
-            self.trial.proto, block.inputs, leaving, [name for name in reads.values() if name not in inputs]
-        )
-        activations = [layer.activation for layer in layers]
-        wanted = [
-            exact.run(batch, {}) | {name: batch[name] for name in activations if name in batch} for batch in self._exact
-        ]
+        inner = [name for name in reads.values() if name not in block.inputs]
+        region = cut_region(self.trial.proto, block.inputs, leaving, inner)
         measured = tuple(name for name in leaving if wanted[0][name].dtype.kind == "f" and wanted[0][name].size > 1)
         pairs = {
             name: pair
@@ -182,6 +176,14 @@ class Sweep:
             samples=samples,
             threads=threads or self._threads,
         )
+
+    def _float_tensors(self, block: Block, activations: Sequence[str]) -> list[Arrays]:
+        """Float values of what leaves a block and of what its layers read, for each batch."""
+        inner = [name for name in activations if name not in block.inputs]
+        exact = cut_region(self._float, block.inputs, block.outputs, inner).open(self._threads)
+        return [
+            exact.run(batch, {}) | {name: batch[name] for name in activations if name in batch} for batch in self._exact
+        ]
 
     def _advance(self, block: Block, task: BlockTask) -> None:
         """Keep what the float block gave."""
