@@ -118,6 +118,12 @@ interop: interop-install
 interop-test: interop-install
 	$(BIN)/python -m pytest -m interop tests/test_interop.py $(PYTEST_ARGS)
 
+## The same bytes from a local dask cluster, with a worker that is killed.
+.PHONY: dask-test
+dask-test: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,dask]"
+	$(BIN)/python -m pytest -m dask tests/tasks $(PYTEST_ARGS)
+
 ## Weight types on x86 without VNNI; BENCH=FILE.onnx ... adds models (see tools/export_bench_models.py).
 bench-weights: $(VENV)/.test
 	mkdir -p tools/results

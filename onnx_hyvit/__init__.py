@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .diagnosis import debug
     from .evidence import compare_for_report
     from .kernel_audit import audit
+    from .many import ModelResult, quantize_many
     from .mobile import MobileConfig, export_mobile
     from .recipes import Recipe, Reconstruction, add_recipe
     from .report import render_report, write_report
@@ -53,6 +54,8 @@ _LAZY = {
     "MobileConfig": "mobile",
     "export_mobile": "mobile",
     "audit": "kernel_audit",
+    "quantize_many": "many",
+    "ModelResult": "many",
     "check": "target_check",
     "Recipe": "recipes",
     "Reconstruction": "recipes",
@@ -65,6 +68,7 @@ __all__ = [
     "HyvitError",
     "MobileConfig",
     "ModelError",
+    "ModelResult",
     "OutputError",
     "PassError",
     "Preprocess",
@@ -84,6 +88,7 @@ __all__ = [
     "export_mobile",
     "inspect",
     "quantize",
+    "quantize_many",
     "quantize_static",
     "render_report",
     "write_report",

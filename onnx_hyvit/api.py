@@ -7,6 +7,8 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from .reconstruct import (
 from .runtime import Progress, observe, samples_that_fit
 from .scales import Work
 from .targets import Target, check_target, load_target
+from .tasks import Workers, check_jobs, local_processes
 from .validate import Finding, validate
 from .version import __version__
 
@@ -90,6 +93,8 @@ def quantize(
     config: QuantConfig | None = None,
     preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
     skip_unreadable: bool = False,
+    jobs: int = 1,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> QuantResult:
     """Quantize a float ONNX model to int8 (QDQ form).
@@ -102,6 +107,9 @@ def quantize(
         config: Settings; the defaults when None.
         preprocess: For images: a ``Preprocess``, the name of a preset, or the path of a TOML or JSON file.
         skip_unreadable: Leave out images that cannot be read (each is named in a warning) instead of stopping.
+        jobs: Blocks that are reconstructed at the same time, in processes of their own, where the recipe's blocks are
+            independent (``ptq4vit``); the result does not depend on it. See ``quantize_many``, too.
+        executor: Runs the blocks instead of local processes.
         progress: Called as ``progress(done, total, text)`` during long work.
 
     Returns:
@@ -111,6 +119,29 @@ def quantize(
         HyvitError: The model, the data, a setting or the output cannot be used; one line says which and what to do.
     """
     config = config or QuantConfig()
+    with _block_workers(find_recipe(config.recipe), jobs, executor) as workers:
+        return _quantize(model, output, calibration, config, preprocess, skip_unreadable, workers, progress)
+
+
+def _block_workers(recipe: Recipe, jobs: int, executor: Executor | None) -> AbstractContextManager[Workers | None]:
+    """Who reconstructs independent blocks; nobody where the blocks depend on each other."""
+    check_jobs(jobs)
+    settings = recipe.reconstruction
+    if settings is None or settings.sequential or (jobs == 1 and executor is None):
+        return nullcontext()
+    return local_processes(jobs) if executor is None else nullcontext(Workers(executor, jobs))
+
+
+def _quantize(
+    model: ModelLike,
+    output: str | os.PathLike[str] | None,
+    calibration: Any,
+    config: QuantConfig,
+    preprocess: calib.Preprocess | str | os.PathLike[str] | None,
+    skip_unreadable: bool,
+    workers: Workers | None,
+    progress: Progress | None,
+) -> QuantResult:
     started = time.perf_counter()
     recipe, target = find_recipe(config.recipe), adapted_target(config)
     if output is not None:
@@ -120,7 +151,7 @@ def quantize(
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config, input_shapes(source))
-    scaled = _scale(prepared, names, source, recipe, target, config, progress)
+    scaled = _scale(prepared, names, source, recipe, target, config, workers, progress)
     prepared, fitted = scaled.prepared, scaled.fitted
     plan, scales = fitted.decision.plan, fitted.scales
     quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
@@ -180,6 +211,7 @@ def _scale(
     recipe: Recipe,
     target: Target,
     config: QuantConfig,
+    workers: Workers | None,
     progress: Progress | None,
 ) -> _Scaled:
     """Plan, then granularity, first scales and block reconstruction as the recipe asks."""
@@ -207,7 +239,7 @@ def _scale(
     def with_more(more: Mapping[str, str]) -> Decision:
         return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
 
-    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
+    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     return _Scaled(prepared, work, with_more, fitted, granularity, tuple(caches))
 

@@ -6,15 +6,15 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import cli_deploy, display
+from . import cli_deploy, display, display_many
 from .config import QuantConfig, load_config
-from .errors import HyvitError, printable
+from .errors import ConfigError, HyvitError, printable
 from .recipes import RECIPES
 from .version import __version__
 
@@ -56,8 +56,10 @@ def _root(
 
 @app.command()
 def quantize(
-    model: ModelArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the int8 model.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Float ONNX models.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to write the int8 model; a folder for several models.")
+    ],
     calib: Annotated[
         Path, typer.Option(help="Folder of images, .npz keyed by input name, or .npy for a one-input model.")
     ],
@@ -88,6 +90,10 @@ def quantize(
     max_drop: Annotated[
         float | None, typer.Option(help="Largest divergence from float (KL, nats); nodes go back to float until then.")
     ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that work at the same time; they share --threads.")] = 1,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on this dask cluster instead (tcp://host:8786).")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -96,7 +102,7 @@ def quantize(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Quantize MODEL to int8 with the images or arrays of --calib, and write it to --output."""
+    """Quantize each MODEL to int8 with the images or arrays of --calib, and write it to --output."""
     given = {
         "recipe": recipe,
         "bits": bits,
@@ -117,21 +123,33 @@ def quantize(
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:
         settings = load_config(config, overrides) if config else QuantConfig(**overrides)  # type: ignore[arg-type]
-        from . import api
+        from . import api, many, tasks
 
-        _check_report(report, model, output)
-        result = api.quantize(
-            model,
-            output,
-            calibration=calib,
-            config=settings,
-            preprocess=preprocess,
-            skip_unreadable=skip_unreadable,
-            progress=progress,
-        )
-        found = {**result.report, "output": str(result.path)}
-        _write_report(report, found)
-    _show(found, display.quantized, as_json, quiet)
+        several = len(models) > 1 or output.is_dir()
+        _check_report(report, models[0], output)
+        if report is not None and several:
+            raise ConfigError(f"--report {report}: is about one model; use --json and `onnx-hyvit report` for several")
+        with tasks.dask_executor(dask) if dask else nullcontext() as executor:
+            how: dict[str, Any] = {
+                "calibration": calib,
+                "config": settings,
+                "preprocess": preprocess,
+                "skip_unreadable": skip_unreadable,
+                "jobs": jobs,
+                "executor": executor,
+                "progress": progress,
+            }
+            if several:
+                results = many.quantize_many(models, output, **how)
+            else:
+                result = api.quantize(models[0], output, **how)
+                found = {**result.report, "output": str(result.path)}
+                _write_report(report, found)
+    if several:
+        _show([result.to_dict() for result in results], display_many.quantized, as_json, quiet)
+        _fail_for([(result.error, 1 if result.internal else 2) for result in results if result.error is not None])
+    else:
+        _show(found, display.quantized, as_json, quiet)
 
 
 @app.command()
@@ -300,7 +318,7 @@ def _write_report(path: Path | None, result: dict[str, Any]) -> None:
         write_report(path, [result])
 
 
-def _show(report: dict[str, Any], render: Callable[[dict[str, Any]], None], as_json: bool, quiet: bool) -> None:
+def _show(report: Any, render: Callable[[Any], None], as_json: bool, quiet: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=2, default=str, allow_nan=False))
     elif not quiet:
@@ -339,6 +357,14 @@ def _errors(verbose: bool) -> Iterator[None]:
 def _fail(message: str, code: int) -> None:
     typer.echo(f"error: {printable(message)}", err=True)
     raise typer.Exit(code)
+
+
+def _fail_for(errors: list[tuple[str, int]]) -> None:
+    """Print every error as one line, and exit with 1 when one of them is a bug, else with 2; nothing without errors."""
+    for message, _ in errors[:-1]:
+        typer.echo(f"error: {printable(message)}", err=True)
+    if errors:
+        _fail(errors[-1][0], min(code for _, code in errors))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from .placement import Plan
 from .recipes import Recipe
 from .reconstruct import BlockCache, Reconstructed, reconstruct
 from .runtime import Progress
+from .tasks import Workers
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Work:
         source: Calibration data.
         recipe: How scales are found.
         config: Objective, bits, limits, threads, memory, seed.
+        workers: Who reconstructs independent blocks, None for this process.
     """
 
     model: Model
@@ -38,6 +40,7 @@ class Work:
     source: Source
     recipe: Recipe
     config: QuantConfig
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def find_scales(
         seed=work.config.seed,
         cache=cache,
         max_memory=work.config.max_memory,
+        workers=work.workers,
         progress=progress,
     )
     return Scales(dict(reconstructed.qparams), dict(reconstructed.parameters), reconstructed)

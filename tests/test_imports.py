@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "config": set(),
     "errors": set(),
     "version": set(),
+    "tasks": set(),
     "graph": set(),
     "numerics": set(),
     "runtime": set(),
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "placement",
         "recipes",
         "runtime",
+        "tasks",
     },
     "calibrate": {"calibration", "graph", "numerics", "placement", "recipes", "runtime"},
     "kernel_audit": {"graph", "runtime"},
@@ -52,6 +54,8 @@ MAY_IMPORT = {
     "evidence": {"calibration", "comparison", "diagnosis", "graph", "numerics", "runtime"},
     "report": {"graph"},
     "display_debug": {"display"},
+    "display_many": {"display"},
+    "many": {"api", "calibration", "graph", "recipes", "runtime", "tasks"},
     "costs": {"graph", "placement"},
     "planning": {"costs", "graph", "placement", "targets"},
     "speed_check": {"runtime"},
@@ -65,6 +69,7 @@ MAY_IMPORT = {
         "recipes",
         "reconstruct",
         "runtime",
+        "tasks",
     },
     "precision": {"backward", "costs", "numerics", "placement", "runtime"},
     "mixed_precision": {
@@ -99,6 +104,9 @@ ONLY_IN = {
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis", "costs"}
     | {"precision"},
     "matplotlib": {"report"},
+    "concurrent": {"api", "many", "runtime", "tasks"},
+    "multiprocessing": {"tasks"},
+    "distributed": {"tasks"},
 }
 FREE = {"api", "cli", "demo", "static", "__init__", "__main__"}
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from ..numerics import QParams, QuantSpec
+from .block import BlockResult
 from .search_ranges import RangeChoice
-from .sweep import BlockResult
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,13 @@ from ..numerics import QParams
 from ..placement import Plan
 from ..recipes import Reconstruction
 from ..runtime import Progress
+from ..tasks import Workers
+from .block import BlockResult
 from .cache import BlockCache
 from .divergence import Divergence
 from .layers import find_layers
 from .objective import Metric, Objective
-from .sweep import BlockResult, Sweep
+from .sweep import Sweep
 from .trial import TrialModel
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ def reconstruct(
     seed: int = 0,
     cache: BlockCache | None = None,
     max_memory: int | None = None,
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
     """Choose ranges, weight scales, roundings and biases block by block.
@@ -106,6 +109,7 @@ def reconstruct(
         max_memory: Bytes of the tensors that cross from block to block, of all samples; where they take more, fewer
             samples are used.
         cache: Results of an earlier run that was interrupted; those of this one are added.
+        workers: Who reconstructs independent blocks, None for this process.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
@@ -121,7 +125,7 @@ def reconstruct(
     start = (dict(sweep.qparams), dict(sweep.parameters))
     results: list[BlockResult] = []
     samples = _samples_to_search(model, plan, blocks, shapes, settings.search_samples)
-    for result in sweep.run(blocks, cache.load if cache else lambda index: None, samples):
+    for result in sweep.run(blocks, cache.load if cache else lambda index: None, samples, workers):
         if cache is not None:
             cache.store(len(results), result)
         results.append(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, found {self.metric!r}")
+
+    def of(self, names: Iterable[str]) -> Objective:
+        """The same for some tensors only."""
+        return Objective(self.metric, {name: self.weights[name] for name in names if name in self.weights})
 
     def error(self, name: str, exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
         """Error of one batch of a tensor and what it is relative to, both to be summed over batches.

@@ -1,55 +1,29 @@
-"""One sweep over the blocks: each is reconstructed on the inputs that the quantized blocks before it really give."""
+"""One sweep over the blocks: each is reconstructed on the inputs that the quantized blocks before it really give.
+
+Where the inputs are those of the float model instead, the blocks are independent of each other.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
 from ..blocks import Block
+from ..errors import HyvitError, ModelError
 from ..graph import Model, model_to_proto
 from ..graph.io import infer_shapes
 from ..numerics import QParams, fake_quantize
-from ..numerics.ridge import GramAccumulator, InputMoments
 from ..placement import Plan
 from ..recipes import Reconstruction
+from ..tasks import Lost, Workers, run_tasks, threads_each
+from .block import Arrays, BlockResult, BlockTask, block_or_error, reconstruct_block
 from .layers import Layer, parameters_of
-from .objective import ErrorSum, Objective
-from .round_layer import round_layer
-from .search_ranges import RangeChoice, search_range
-from .trial import Cut, Pair, TrialModel, cut_block, make_trial
+from .objective import Objective
+from .trial import TrialModel, cut_region, make_trial
 
-Arrays = dict[str, np.ndarray]
-POSITIONS = 4096  # output positions that go into the moments of a layer, over all samples of a half
-POSITIONS_PER_INPUT = 8  # the same for each of its inputs, where that is more
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What a block became; enough to take it from a cache instead of computing it again.
-
-    Args:
-        name: Name of the block.
-        kind: Its kind.
-        error_before: Error at its outputs before (inputs quantized), relative to their size, see ``Objective``.
-        error_after: The same afterwards.
-        qparams: New scales of activations and weights.
-        parameters: New weights and biases.
-        ranges: What the search did to each activation.
-        layers: Layer node -> (how it was rounded, strength of its ridge or None).
-    """
-
-    name: str
-    kind: str
-    error_before: float
-    error_after: float
-    qparams: Mapping[str, QParams] = field(repr=False)
-    parameters: Mapping[str, np.ndarray] = field(repr=False)
-    ranges: Sequence[RangeChoice] = ()
-    layers: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
+Load = Callable[[int], BlockResult | None]
 
 
 class Sweep:
@@ -87,143 +61,154 @@ class Sweep:
         self._exact: list[Arrays] = [dict(batch) for batch in batches]
         self._found: list[Arrays] = [dict(batch) for batch in batches]
         self._settings, self._objective, self._threads = settings, objective, threads
-        self._samples = settings.search_samples
         self._searched: set[str] = set()
 
     def run(
         self,
         blocks: Sequence[Block],
-        load: Callable[[int], BlockResult | None] = lambda index: None,
+        load: Load = lambda index: None,
         samples: Sequence[int] | None = None,
+        workers: Workers | None = None,
     ) -> Iterator[BlockResult]:
-        """Reconstruct the blocks in order; yields each one's result.
+        """Reconstruct the blocks; yields each one's result, in order.
 
         Args:
             blocks: They partition the graph in topological order.
             load: Gives the result of a block that is known already.
             samples: Samples that the errors of each block are measured on; what the settings say when None.
+            workers: Who reconstructs independent blocks, None for this process.
         """
+        samples = samples or [self._settings.search_samples] * len(blocks)
+        sweep = self._in_turn(blocks, load, samples)
+        if not self._settings.sequential:
+            sweep = self._independent(blocks, load, samples, workers)
+        for result in sweep:
+            self.qparams |= result.qparams
+            self.parameters |= result.parameters
+            yield result
+
+    def _in_turn(self, blocks: Sequence[Block], load: Load, samples: Sequence[int]) -> Iterator[BlockResult]:
+        """Blocks that read what the quantized ones before them give."""
         last = _last_readers(blocks)
         for index, block in enumerate(blocks):
-            self._samples = samples[index] if samples else self._settings.search_samples
-            known = load(index)
-            yield self._block(block, known)
-            for tensors in (self._exact, self._found):
-                for batch in tensors:
-                    for name in [name for name in batch if last.get(name, -1) <= index]:
-                        del batch[name]
+            task = self._task(index, block, samples[index], self.qparams, self.parameters)
+            trial = task.region.open(self._threads)
+            result = load(index) or reconstruct_block(task, trial)
+            self._searched.update(choice.tensor for choice in result.ranges)
+            yield result
+            given = {**self.trial.feeds(self.qparams), **self.parameters}
+            for batch in self._found:
+                batch |= trial.run(batch, given, block.outputs)
+            self._advance(block, task)
+            _forget((self._exact, self._found), last, index)
 
-    def _block(self, block: Block, known: BlockResult | None) -> BlockResult:
-        layers = [self._layers[name] for name in block.nodes if name in self._layers]
-        leaving = tuple(block.outputs)
-        inputs = set(block.inputs)
-        inner = [layer.activation for layer in layers if layer.activation not in inputs]
-        exact = cut_block(self._float, block.inputs, leaving, inner, self._threads)
-        reads = [self._reads[layer.node] for layer in layers]
-        inner = [name for name in reads if name not in inputs]
-        trial = cut_block(self.trial.proto, block.inputs, leaving, inner, self._threads)
-        wanted = [exact.run(batch, {}) for batch in self._exact]
-        result = known or self._reconstruct(block, layers, trial, wanted)
-        self._searched.update(choice.tensor for choice in result.ranges)
-        self.qparams |= result.qparams
-        self.parameters |= result.parameters
-        given = self._given()
-        sequential = self._settings.sequential
-        for index, batch in enumerate(self._found):
-            batch |= trial.run(batch, given, leaving) if sequential else {name: wanted[index][name] for name in leaving}
-            self._exact[index] |= {name: wanted[index][name] for name in leaving}
-        return result
+    def _independent(
+        self, blocks: Sequence[Block], load: Load, samples: Sequence[int], workers: Workers | None
+    ) -> Iterator[BlockResult]:
+        """Blocks that read what the float ones before them give; all start from the scales of the beginning."""
+        threads = threads_each(self._threads, workers.jobs) if workers else self._threads
+        start, known = (dict(self.qparams), dict(self.parameters)), dict[int, BlockResult]()
 
-    def _reconstruct(self, block: Block, layers: list[Layer], trial: Cut, wanted: list[Arrays]) -> BlockResult:
-        measured = [name for name in block.outputs if wanted[0][name].dtype.kind == "f" and wanted[0][name].size > 1]
-        before = self._error(trial, wanted, measured, self._given())
-        rounded: dict[str, tuple[str, float | None]] = {}
-        changed: dict[str, QParams] = {}
-        parameters: Arrays = {}
-        if self._settings.rounding is not None:
-            for layer in layers:
-                rounded[layer.node] = self._round(layer, trial, wanted, changed, parameters)
-        ranges = self._search(trial, wanted, measured, changed) if self._settings.search else []
-        after = self._error(trial, wanted, measured, self._given())
-        return BlockResult(block.name, block.kind, before, after, changed, parameters, tuple(ranges), rounded)
+        def tasks() -> Iterator[BlockTask]:
+            last = _last_readers(blocks)
+            for index, block in enumerate(blocks):
+                task = self._task(index, block, samples[index], *start, threads)
+                if task.measured and self._settings.search:
+                    self._searched.update(task.pairs)
+                self._advance(block, task)
+                self._found = self._exact
+                _forget((self._exact,), last, index)
+                if (result := load(index)) is None:
+                    yield task
+                else:
+                    known[index] = result
 
-    def _given(self) -> Arrays:
-        return {**self.trial.feeds(self.qparams), **self.parameters}
+        ahead = 2 * workers.jobs if workers else None
+        position = 0
+        for task, found in run_tasks(block_or_error, tasks(), workers, ahead):
+            known[task.index] = _result_of(task, found)
+            while position in known:
+                yield known.pop(position)
+                position += 1
+        yield from (known[index] for index in sorted(known))
 
-    def _error(self, trial: Cut, wanted: list[Arrays], names: list[str], given: Mapping[str, np.ndarray]) -> float:
-        total, seen = ErrorSum(self._objective), 0
-        for batch, exact in zip(self._found, wanted, strict=True):
-            if seen >= self._samples or not names:
-                break
-            total.update(exact, trial.run(batch, given, names), names)
-            seen += _rows(batch)
-        return total.value()
-
-    def _candidate_error(
+    def _task(
         self,
-        trial: Cut,
-        wanted: list[Arrays],
-        names: list[str],
-        given: Mapping[str, np.ndarray],
-        pair: Pair,
-        candidate: QParams,
-    ) -> float:
-        return self._error(trial, wanted, names, {**given, **pair.feeds(candidate)})
-
-    def _round(
-        self, layer: Layer, trial: Cut, wanted: list[Arrays], changed: dict[str, QParams], parameters: Arrays
-    ) -> tuple[str, float | None]:
-        """Round one layer for its current inputs; the new values are the current ones from then on."""
-        settings = self._settings
-        assert settings.rounding is not None
-        rounded = round_layer(
-            layer,
-            self.trial.parameters[layer.weight],
-            None if layer.bias is None else self.trial.parameters[layer.bias],
-            self._moments(layer, trial, wanted),
-            start=self.qparams[layer.weight],
-            rounding=settings.rounding,
-            ridge=settings.ridge,
-            correct_bias=settings.correct_bias,
+        index: int,
+        block: Block,
+        samples: int,
+        qparams: Mapping[str, QParams],
+        parameters: Mapping[str, np.ndarray],
+        threads: int | None = None,
+    ) -> BlockTask:
+        """The task of a block from its inputs as they are now; runs the float block."""
+        layers = tuple(self._layers[name] for name in block.nodes if name in self._layers)
+        leaving = tuple(block.outputs)
+        wanted = self._float_tensors(block, [layer.activation for layer in layers])
+        reads = {layer.node: self._reads[layer.node] for layer in layers}
+        inner = [name for name in reads.values() if name not in block.inputs]
+        region = cut_region(self.trial.proto, block.inputs, leaving, inner)
+        measured = tuple(name for name in leaving if wanted[0][name].dtype.kind == "f" and wanted[0][name].size > 1)
+        pairs = {
+            name: pair
+            for name, pair in self.trial.pairs.items()
+            if pair.scale in region.given and name not in self._searched
+        }
+        given = {**self.trial.feeds(qparams), **parameters}
+        weights = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
+        return BlockTask(
+            index=index,
+            name=block.name,
+            kind=block.kind,
+            region=region,
+            layers=layers,
+            reads=reads,
+            pairs=pairs,
+            qparams={name: qparams[name] for name in (*pairs, *(layer.weight for layer in layers))},
+            given={name: given[name] for name in region.given},
+            weights={name: self.trial.parameters[name] for name in weights},
+            found=[{name: batch[name] for name in block.inputs if name in batch} for batch in self._found],
+            exact=wanted,
+            rows=tuple(_rows(batch) for batch in self._found),
+            measured=measured,
+            objective=self._objective.of(measured),
+            settings=self._settings,
+            samples=samples,
+            threads=threads or self._threads,
         )
-        changed[layer.weight] = self.qparams[layer.weight] = rounded.qparams
-        parameters[layer.weight] = self.parameters[layer.weight] = rounded.weight
-        if layer.bias is not None and rounded.bias is not None:
-            parameters[layer.bias] = self.parameters[layer.bias] = rounded.bias
-        return rounded.rounding, rounded.ridge
 
-    def _moments(self, layer: Layer, trial: Cut, wanted: list[Arrays]) -> tuple[InputMoments, InputMoments]:
-        """Moments of a layer's inputs, over every other sample each."""
-        inputs = layer.rows(self.trial.parameters[layer.weight]).shape[-1]
-        most = -(-max(POSITIONS, POSITIONS_PER_INPUT * inputs) // len(self._found))
-        halves = [GramAccumulator(layer.geometry, max_positions=most, seed=half) for half in (0, 1)]
-        read, given = self._reads[layer.node], self._given()
-        for index, batch in enumerate(self._found):
-            found = batch[read] if read in batch else trial.run(batch, given, [read])[read]
-            exact = self._exact[index].get(layer.activation)
-            exact = wanted[index][layer.activation] if exact is None else exact
-            _add_halves(halves, exact, found, _rows(batch), index)
-        seen = [half for half in halves if half.seen] or halves
-        return seen[0].result(), seen[-1].result()
+    def _float_tensors(self, block: Block, activations: Sequence[str]) -> list[Arrays]:
+        """Float values of what leaves a block and of what its layers read, for each batch."""
+        inner = [name for name in activations if name not in block.inputs]
+        exact = cut_region(self._float, block.inputs, block.outputs, inner).open(self._threads)
+        return [
+            exact.run(batch, {}) | {name: batch[name] for name in activations if name in batch} for batch in self._exact
+        ]
 
-    def _search(
-        self, trial: Cut, wanted: list[Arrays], measured: list[str], changed: dict[str, QParams]
-    ) -> list[RangeChoice]:
-        pairs = self.trial.pairs
-        mine = [name for name, pair in pairs.items() if pair.scale in trial.given and name not in self._searched]
-        given = self._given()
-        error = self._error(trial, wanted, measured, given)
-        choices = []
-        for name in mine if measured else ():
-            measure = functools.partial(self._candidate_error, trial, wanted, measured, dict(given), pairs[name])
-            found, choice = search_range(
-                name, self.qparams[name], error, measure, try_symmetric=self._settings.try_symmetric
-            )
-            changed[name] = self.qparams[name] = found
-            given |= pairs[name].feeds(found)
-            error = choice.error_after
-            choices.append(choice)
-        return choices
+    def _advance(self, block: Block, task: BlockTask) -> None:
+        """Keep what the float block gave."""
+        for batch, wanted in zip(self._exact, task.exact, strict=True):
+            batch |= {name: wanted[name] for name in block.outputs}
+
+
+def _result_of(task: BlockTask, found: BlockResult | HyvitError | Lost) -> BlockResult:
+    if isinstance(found, Lost):
+        raise ModelError(f"block {task.name}: its process was ended twice ({found.reason}); use fewer jobs")
+    if isinstance(found, HyvitError):
+        raise found
+    return found
+
+
+def _forget(tensors: Sequence[list[Arrays]], last: Mapping[str, int], index: int) -> None:
+    """Drop tensors that no block after ``index`` reads."""
+    for batches in tensors:
+        for batch in batches:
+            for name in [name for name in batch if last.get(name, -1) <= index]:
+                del batch[name]
+
+
+def _rows(batch: Mapping[str, np.ndarray]) -> int:
+    return max((value.shape[0] for value in batch.values() if value.ndim), default=1)
 
 
 def _nearest(trial: TrialModel, layers: Sequence[Layer], qparams: Mapping[str, QParams]) -> Arrays:
@@ -232,21 +217,6 @@ def _nearest(trial: TrialModel, layers: Sequence[Layer], qparams: Mapping[str, Q
     for layer in layers:
         values[layer.weight] = fake_quantize(values[layer.weight], qparams[layer.weight]).astype(np.float32)
     return values
-
-
-def _rows(batch: Mapping[str, np.ndarray]) -> int:
-    return max((value.shape[0] for value in batch.values() if value.ndim), default=1)
-
-
-def _add_halves(halves: list[GramAccumulator], exact: np.ndarray, found: np.ndarray, samples: int, index: int) -> None:
-    """Give every other sample to each half; a batch of one goes to the halves in turn."""
-    if samples < 2 or exact.shape[0] % samples:
-        halves[index % 2].update(exact, found)
-        return
-    split = [array.reshape(samples, array.shape[0] // samples, *array.shape[1:]) for array in (exact, found)]
-    for half, accumulator in enumerate(halves):
-        parts = [array[half::2].reshape(-1, *array.shape[2:]) for array in split]
-        accumulator.update(*parts)
 
 
 def _last_readers(blocks: Sequence[Block]) -> dict[str, int]:

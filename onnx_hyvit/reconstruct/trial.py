@@ -8,7 +8,7 @@ computes what the finished model computes up to the rounding of the bias.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -135,9 +135,29 @@ class Cut:
         return self.session.run(feeds, outputs)
 
 
-def cut_block(
-    proto: onnx.ModelProto, entering: Sequence[str], leaving: Sequence[str], extra: Sequence[str], threads: int
-) -> Cut:
+@dataclass(frozen=True)
+class Region:
+    """Nodes between two sets of tensors as a model, of which a ``Cut`` is made.
+
+    Args:
+        model: The nodes; its inputs are the tensors that enter and ``given``.
+        entering: Tensors that enter.
+        leaving: Tensors that leave.
+        given: The other inputs of the model.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def open(self, threads: int) -> Cut:
+        """A session of it."""
+        session = make_session(self.model, threads=threads, optimize="extended", name="block", config=NO_SPINNING)
+        return Cut(session, self.entering, self.leaving, self.given)
+
+
+def cut_region(proto: onnx.ModelProto, entering: Sequence[str], leaving: Sequence[str], extra: Sequence[str]) -> Region:
     """Cut the nodes between two sets of tensors out of a trial model (or of a float one).
 
     Args:
@@ -145,7 +165,6 @@ def cut_block(
         entering: Tensors that are given.
         leaving: Tensors that are made.
         extra: More tensors of the region to output.
-        threads: Threads of the session.
     """
     free = [value.name for value in proto.graph.input]
     outputs = list(dict.fromkeys([*leaving, *extra]))
@@ -155,9 +174,8 @@ def cut_block(
     del region.graph.input[:]
     region.graph.input.extend(inputs)
     names = {value.name for value in inputs}
-    session = make_session(region, threads=threads, optimize="extended", name="block", config=NO_SPINNING)
-    return Cut(
-        session,
+    return Region(
+        region,
         tuple(name for name in dict.fromkeys(entering) if name in names),
         tuple(leaving),
         tuple(value.name for value in inputs if value.name not in set(entering)),

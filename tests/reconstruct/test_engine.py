@@ -24,6 +24,7 @@ from onnx_hyvit.reconstruct.objective import Objective
 from onnx_hyvit.reconstruct.sweep import Sweep
 from onnx_hyvit.reconstruct.trial import make_trial
 from onnx_hyvit.runtime import make_session, observe_shapes
+from onnx_hyvit.tasks import local_processes
 
 GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
     c = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(c)
@@ -183,3 +184,18 @@ def test_parallel_blocks_see_float_inputs(ready):
     )
     assert parallel[0].error_before == sequential[0].error_before
     assert parallel[-1].error_before < sequential[-1].error_before
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("rounding", [None, "gptq"])
+def test_parallel_blocks_are_those_of_one_process(ready, rounding, jobs):
+    prepared, plan, qparams, source, _ = ready
+    settings = replace(Reconstruction(metric="fisher"), sequential=False, rounding=rounding)
+    start = (prepared.model, plan, qparams, prepared.shapes, source, settings)
+    alone = reconstruct(*start, threads=1)
+    with local_processes(jobs) as workers:
+        shared = reconstruct(*start, threads=1, workers=workers)
+    assert [block.name for block in shared.blocks] == [block.name for block in alone.blocks]
+    files = [finished(prepared.model, plan, found.qparams, found.parameters) for found in (alone, shared)]
+    assert files[0].SerializeToString(deterministic=True) == files[1].SerializeToString(deterministic=True)
+    assert shared.to_dict() == alone.to_dict()

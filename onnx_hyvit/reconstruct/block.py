@@ -1,0 +1,206 @@
+"""The reconstruction of one block as a pure task: its graph, the tensors around it, and settings -> its choices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import HyvitError
+from ..numerics import QParams
+from ..numerics.ridge import GramAccumulator, InputMoments
+from ..recipes import Reconstruction
+from .layers import Layer
+from .objective import ErrorSum, Objective
+from .round_layer import round_layer
+from .search_ranges import RangeChoice, search_range
+from .trial import Cut, Pair, Region
+
+Arrays = dict[str, np.ndarray]
+POSITIONS = 4096  # output positions that go into the moments of a layer, over all samples of a half
+POSITIONS_PER_INPUT = 8  # the same for each of its inputs, where that is more
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block became; enough to take it from a cache instead of computing it again.
+
+    Args:
+        name: Name of the block.
+        kind: Its kind.
+        error_before: Error at its outputs before (inputs quantized), relative to their size, see ``Objective``.
+        error_after: The same afterwards.
+        qparams: New scales of activations and weights.
+        parameters: New weights and biases.
+        ranges: What the search did to each activation.
+        layers: Layer node -> (how it was rounded, strength of its ridge or None).
+    """
+
+    name: str
+    kind: str
+    error_before: float
+    error_after: float
+    qparams: Mapping[str, QParams] = field(repr=False)
+    parameters: Mapping[str, np.ndarray] = field(repr=False)
+    ranges: Sequence[RangeChoice] = ()
+    layers: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """All that decides a ``BlockResult``.
+
+    Args:
+        index: Place of the block in its model.
+        name: Name of the block.
+        kind: Its kind.
+        region: The block in the trial model.
+        layers: Its layers whose weights and biases may change.
+        reads: Layer node -> the quantized tensor that it reads.
+        pairs: Activation whose range is searched -> its pair.
+        qparams: Scales to start from, of these activations and of the weights.
+        given: Values of the region's other inputs to start from.
+        weights: Float weights and biases of the layers, by initializer name.
+        found: Tensors that enter, as the quantized graph gives them; one dict for each batch.
+        exact: Float values of the tensors that leave and of what layers read; one dict for each batch.
+        rows: Samples of each batch.
+        measured: Tensors that errors are measured at.
+        objective: How they count.
+        settings: What may change.
+        samples: Samples that errors are measured on.
+        threads: Threads of the session.
+    """
+
+    index: int
+    name: str
+    kind: str
+    region: Region = field(repr=False)
+    layers: tuple[Layer, ...]
+    reads: Mapping[str, str]
+    pairs: Mapping[str, Pair]
+    qparams: Mapping[str, QParams] = field(repr=False)
+    given: Mapping[str, np.ndarray] = field(repr=False)
+    weights: Mapping[str, np.ndarray] = field(repr=False)
+    found: Sequence[Mapping[str, np.ndarray]] = field(repr=False)
+    exact: Sequence[Mapping[str, np.ndarray]] = field(repr=False)
+    rows: tuple[int, ...]
+    measured: tuple[str, ...]
+    objective: Objective = field(repr=False)
+    settings: Reconstruction
+    samples: int
+    threads: int
+
+
+def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
+    """Round the layers of a block one after the other, then search the ranges of its activations.
+
+    Args:
+        task: The block.
+        cut: A session of its region, made here when None.
+    """
+    return _BlockSearch(task, cut or task.region.open(task.threads)).run()
+
+
+def block_or_error(task: BlockTask) -> BlockResult | HyvitError:
+    """As ``reconstruct_block`` in a worker: an error is a value."""
+    try:
+        return reconstruct_block(task)
+    except HyvitError as error:
+        return error
+    except Exception as error:
+        return HyvitError(f"block {task.name}: internal error ({type(error).__name__}: {error})")
+
+
+class _BlockSearch:
+    """The current scales and parameters of a block while it is reconstructed."""
+
+    def __init__(self, task: BlockTask, cut: Cut) -> None:
+        self._task, self._cut = task, cut
+        self._given: Arrays = dict(task.given)
+        self._qparams: dict[str, QParams] = {}  # new ones
+        self._parameters: Arrays = {}
+
+    def run(self) -> BlockResult:
+        task = self._task
+        before = self._error(self._given)
+        rounded: dict[str, tuple[str, float | None]] = {}
+        if task.settings.rounding is not None:
+            for layer in task.layers:
+                rounded[layer.node] = self._round(layer)
+        ranges = self._search() if task.settings.search else []
+        after = self._error(self._given)
+        return BlockResult(task.name, task.kind, before, after, self._qparams, self._parameters, tuple(ranges), rounded)
+
+    def _error(self, given: Mapping[str, np.ndarray]) -> float:
+        task, total, seen = self._task, ErrorSum(self._task.objective), 0
+        for found, exact, rows in zip(task.found, task.exact, task.rows, strict=True):
+            if seen >= task.samples or not task.measured:
+                break
+            total.update(exact, self._cut.run(found, given, task.measured), task.measured)
+            seen += rows
+        return total.value()
+
+    def _candidate_error(self, pair: Pair, candidate: QParams) -> float:
+        return self._error({**self._given, **pair.feeds(candidate)})
+
+    def _round(self, layer: Layer) -> tuple[str, float | None]:
+        """Round one layer for its current inputs; the new values are the current ones from then on."""
+        task, settings = self._task, self._task.settings
+        assert settings.rounding is not None
+        rounded = round_layer(
+            layer,
+            task.weights[layer.weight],
+            None if layer.bias is None else task.weights[layer.bias],
+            self._moments(layer),
+            start=task.qparams[layer.weight],
+            rounding=settings.rounding,
+            ridge=settings.ridge,
+            correct_bias=settings.correct_bias,
+        )
+        self._qparams[layer.weight] = rounded.qparams
+        self._parameters[layer.weight] = rounded.weight
+        if layer.bias is not None and rounded.bias is not None:
+            self._parameters[layer.bias] = rounded.bias
+        self._given |= self._parameters
+        return rounded.rounding, rounded.ridge
+
+    def _moments(self, layer: Layer) -> tuple[InputMoments, InputMoments]:
+        """Moments of a layer's inputs, over every other sample each."""
+        task = self._task
+        inputs = layer.rows(task.weights[layer.weight]).shape[-1]
+        most = -(-max(POSITIONS, POSITIONS_PER_INPUT * inputs) // len(task.found))
+        halves = [GramAccumulator(layer.geometry, max_positions=most, seed=half) for half in (0, 1)]
+        read = task.reads[layer.node]
+        for index, batch in enumerate(task.found):
+            found = batch[read] if read in batch else self._cut.run(batch, self._given, [read])[read]
+            _add_halves(halves, task.exact[index][layer.activation], found, task.rows[index], index)
+        seen = [half for half in halves if half.seen] or halves
+        return seen[0].result(), seen[-1].result()
+
+    def _search(self) -> list[RangeChoice]:
+        task = self._task
+        error = self._error(self._given)
+        choices = []
+        for name, pair in task.pairs.items() if task.measured else ():
+            measure = functools.partial(self._candidate_error, pair)
+            found, choice = search_range(
+                name, task.qparams[name], error, measure, try_symmetric=task.settings.try_symmetric
+            )
+            self._qparams[name] = found
+            self._given |= pair.feeds(found)
+            error = choice.error_after
+            choices.append(choice)
+        return choices
+
+
+def _add_halves(halves: list[GramAccumulator], exact: np.ndarray, found: np.ndarray, samples: int, index: int) -> None:
+    """Give every other sample to each half; a batch of one goes to the halves in turn."""
+    if samples < 2 or exact.shape[0] % samples:
+        halves[index % 2].update(exact, found)
+        return
+    split = [array.reshape(samples, array.shape[0] // samples, *array.shape[1:]) for array in (exact, found)]
+    for half, accumulator in enumerate(halves):
+        parts = [array[half::2].reshape(-1, *array.shape[2:]) for array in split]
+        accumulator.update(*parts)

@@ -1,0 +1,46 @@
+"""Tasks of the tests: functions of a module, as workers need them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def end_once(task: tuple[Path, str]) -> str:
+    """End the worker in the middle of the first task that comes here."""
+    marker, name = task
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def end_always(name: str) -> str:
+    """End the worker each time for one name only."""
+    if name == "bad":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+class DeadlyFeeds(list):
+    """Calibration data that end the process in the middle of reading them, but only the first time."""
+
+    marker: Path
+
+    def __getitem__(self, index):
+        if index == 2 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def wait_long(folder: Path) -> None:
+    """Say that the task is running, and go on for long."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
