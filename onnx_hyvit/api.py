@@ -253,6 +253,8 @@ def _validate(
     )
     if target.float_bias:
         findings = [finding for finding in findings if finding.kind != "float-bias"]
+    if config.mode == "full":  # pairs around what computes in float are what was asked for
+        findings = [finding for finding in findings if finding.kind != "orphan-pair"]
     breaches = check_target(quantized, target)
     return findings + [Finding("target", breach.node, f"{breach.problem}; {breach.advice}") for breach in breaches]
 
@@ -415,6 +417,7 @@ def _dynamic_axes(model: Model) -> dict[str, dict[int, str]]:
 
 def _describe_plan(plan: Plan) -> dict[str, Any]:
     return {
+        "paired_nodes": list(plan.paired),
         "int8_nodes": len(plan.int8_nodes),
         "carried_nodes": len(plan.carried_nodes),
         "float_nodes": dict(plan.float_nodes),

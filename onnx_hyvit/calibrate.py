@@ -7,7 +7,7 @@ import onnx
 from .calibration import Source
 from .graph import Model
 from .graph.edit import constant_of
-from .numerics import QParams
+from .numerics import QParams, qparams_from_range
 from .numerics.weights import weight_qparams
 from .placement import Plan
 from .recipes import Recipe
@@ -42,7 +42,8 @@ def activation_qparams(
     Raises:
         CalibrationError: The data hold NaN or Inf, or do not fit the model.
     """
-    free = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
+    own = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
+    free = {name: spec for name, spec in own.items() if name not in plan.fixed}
     observers = collect(
         proto,
         list(free),
@@ -52,7 +53,8 @@ def activation_qparams(
         threads=threads,
         max_memory=max_memory or MAX_MEMORY,
     )
-    return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()}
+    known = {name: qparams_from_range(*plan.fixed[name], spec) for name, spec in own.items() if name in plan.fixed}
+    return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()} | known
 
 
 def weight_scales(model: Model, plan: Plan, recipe: Recipe) -> dict[str, QParams]:

@@ -129,7 +129,7 @@ def _insert_pair(
     docs: dict[str, onnx.NodeProto],
 ) -> None:
     """Put Q, Clip of the codes when ``limits`` ask for it, and DQ on ``tensor``."""
-    on_codes = {*plan.int8_nodes, *plan.carried_nodes}
+    on_codes = plan.on_codes
     stem, dtype, shape = tensor.name, qparams.spec.dtype, tensor.shape
     made_in_int8 = bool(tensor.inputs) and tensor.inputs[0].name in on_codes
     if made_in_int8:
@@ -143,7 +143,8 @@ def _insert_pair(
         source = tensor
         result = new_variable(graph, f"{stem}_DequantizeLinear_Output", np.float32, shape)
         replace_uses(graph, tensor, result, keep=[node for node in tensor.outputs if node.name not in on_codes])
-    if plan.shield_float and not made_in_int8 and _would_be_fused(source):
+    float_made = not made_in_int8 or producer.name in plan.paired
+    if plan.shield_float and float_made and _would_be_fused(source):
         shielded = new_variable(graph, f"{stem}_Shield_Output", np.float32, shape)
         add_node(graph, "Sum", [source], [shielded], stem=f"{stem}_Shield")
         source = shielded
