@@ -158,6 +158,8 @@ def quantized(report: dict[str, Any]) -> None:
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
     if paired:
         out.print(f"  {len(paired)} nodes quantized on both sides and computed in float between")
+    for text, count in Counter(plan["emulated"].values()).items():
+        out.print(f"  {count} softmax outputs with {escape(text)} in float: no kernel accelerates them")
     _float_reasons(out, kept)
     _speed(out, report["speed"])
     _precision(out, report["precision"])

@@ -9,7 +9,8 @@ from typing import Any
 from .config import QuantConfig
 from .costs import Choice, Profile, choose_float, find_profile
 from .graph.io import Model
-from .placement import Plan, make_plan
+from .placement import FullMode, Plan, make_plan
+from .recipes import find_recipe
 from .targets import Target
 
 ASKED = "asked to stay float"
@@ -103,5 +104,12 @@ def _plan(
         activation_bits=config.activation_bits,
         residual=config.residual,
         float_nodes=float_nodes,
-        full=config.mode == "full",
+        full=_full_mode(config),
     )
+
+
+def _full_mode(config: QuantConfig) -> FullMode | None:
+    if config.mode != "full":
+        return None
+    recipe = find_recipe(config.recipe)
+    return FullMode(recipe.softmax, recipe.norm_channels)

@@ -16,6 +16,8 @@ from onnx_hyvit.calibration import load_preprocess
 from onnx_hyvit.demo import IMAGES, INPUT, MODEL, PREPROCESS, find_models, to_arrays
 from onnx_hyvit.graph import Model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
+from onnx_hyvit.kernel_audit import audit
+from onnx_hyvit.placement import FullMode
 from onnx_hyvit.runtime import make_session
 from onnx_hyvit.targets import load_target
 from onnx_hyvit.validate import validate
@@ -34,12 +36,12 @@ def attention(text: str = ATTENTION, **more: np.ndarray) -> Model:
 
 
 def quantized(model: Model, target=ORT, **options) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    plan, feeds = plan_of(model, target, full=True, **options), feeds_of(model)
+    plan, feeds = plan_of(model, target, full=FullMode(), **options), feeds_of(model)
     return model_to_proto(insert_qdq(model, plan, minmax(model, plan, feeds)), check=True), feeds
 
 
 def test_softmax_norm_and_activation_are_paired_and_products_are_int8() -> None:
-    plan = plan_of(attention(), full=True)
+    plan = plan_of(attention(), full=FullMode())
     assert set(plan.paired) == {"n", "p", "a"}
     assert all("between Q/DQ pairs" in plan.float_nodes[name] for name in plan.paired)
     assert {"logits", "mixed"} <= set(plan.int8_nodes)
@@ -54,7 +56,7 @@ def test_partial_mode_leaves_them_float() -> None:
 
 def test_softmax_outputs_have_one_code_per_255th() -> None:
     model = attention()
-    plan = plan_of(model, full=True)
+    plan = plan_of(model, full=FullMode())
     assert plan.fixed == {"p": (0.0, 1.0)}
     config = QuantConfig(recipe="minmax", mode="full", samples=4, verify=False)
     data = {"x": np.random.default_rng(0).standard_normal((4, 6, 16)).astype(np.float32)}
@@ -82,48 +84,46 @@ def test_what_paired_nodes_read_and_write_is_quantized() -> None:
 
 def test_no_slow_kernel_comes_of_it() -> None:
     proto, _ = quantized(attention())
-    from onnx_hyvit.kernel_audit import audit
-
     found = audit(proto)
     assert not found.bad_kernels and found.operators.get("Softmax") == 1
     assert sum(kernel.op == "QLinearMatMul" for kernel in found.int8) >= 2
 
 
 def test_operands_of_products_have_the_bits_asked_for() -> None:
-    plan = plan_of(attention(), full=True, activation_bits=4)
+    plan = plan_of(attention(), full=FullMode(), activation_bits=4)
     assert [plan.activations[name].bits for name in ("q", "k", "p", "v", "n")] == [4] * 5
     assert [plan.activations[name].bits for name in ("x", "logits", "mixed")] == [8] * 3
 
 
 def test_generic_target_keeps_softmax_float_with_its_reason() -> None:
     target = load_target("generic")
-    plan = plan_of(attention(), target, full=True)
+    plan = plan_of(attention(), target, full=FullMode())
     assert plan.float_nodes["p"] == target.float["Softmax"] and "p" not in plan.paired
     assert "n" in plan.paired and "logits" in plan.int8_nodes
 
 
 def test_a_target_with_kernels_runs_them() -> None:
-    plan = plan_of(attention(), load_target("qnn"), full=True)
+    plan = plan_of(attention(), load_target("qnn"), full=FullMode())
     assert {"n", "p", "a"} <= set(plan.int8_nodes) and not plan.paired
 
 
 def test_a_target_without_rules_refuses_in_one_line() -> None:
     bare = dataclasses.replace(ORT, full={})
     with pytest.raises(TargetError, match=r"no rules for mode full; use mode partial") as caught:
-        plan_of(attention(), bare, full=True)
+        plan_of(attention(), bare, full=FullMode())
     assert "\n" not in str(caught.value)
 
 
 def test_outputs_of_the_model_stay_as_they_are() -> None:
     text = "g (float[1,6,16] x) => (float[1,6,16] y) { c = MatMul(x, wq) y = Softmax<axis=-1>(c) }"
-    plan = plan_of(parse(text, wq=weight(16, 16)), full=True)
+    plan = plan_of(parse(text, wq=weight(16, 16)), full=FullMode())
     assert plan.float_nodes["y"] == "it writes an output of the model" and "y" not in plan.activations
 
 
 def test_a_norm_of_another_type_stays_float() -> None:
     text = """g (float[1,6,16] x) => (float[1,6,16] y) {
         d = Cast<to=11>(x)  s = Softmax<axis=-1>(d)  f = Cast<to=1>(s)  y = MatMul(f, wq) }"""
-    plan = plan_of(parse(text, wq=weight(16, 16)), full=True)
+    plan = plan_of(parse(text, wq=weight(16, 16)), full=FullMode())
     assert plan.float_nodes["s"] == "it does not work on float32" and "y" in plan.int8_nodes
 
 

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "report": {"graph"},
     "display_debug": {"display"},
     "costs": {"graph", "placement"},
-    "planning": {"costs", "graph", "placement", "targets"},
+    "planning": {"costs", "graph", "placement", "recipes", "targets"},
     "speed_check": {"runtime"},
     "scales": {
         "blocks",

@@ -12,10 +12,10 @@ from ..graph.io import Model
 from ..numerics import QuantSpec
 from ..targets import Target
 from .colouring import CARRIED, INT8, PAIRED, Colouring, colour_nodes
-from .plan import BiasSpec, Plan
+from .full_mode import refine_full
+from .plan import BiasSpec, FullMode, Plan
 
 ASKED = "asked to stay float"
-UNIT = (0.0, 1.0)
 
 
 def make_plan(
@@ -28,7 +28,7 @@ def make_plan(
     residual: str = "auto",
     float_nodes: Collection[str] | Mapping[str, str] = (),
     int8_nodes: Collection[str] = (),
-    full: bool = False,
+    full: FullMode | None = None,
 ) -> Plan:
     """Decide which tensors are quantized.
 
@@ -41,7 +41,8 @@ def make_plan(
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
         float_nodes: Names of nodes that stay float whatever the target says, in a mapping each with its reason.
         int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
-        full: Mode full: also quantize what the target lists for it (attention products, softmax, norms, activations).
+        full: Mode full, and how: also quantize what the target lists for it (attention products, softmax, norms,
+            activations). None is mode partial.
 
     Returns:
         The plan; every node is in exactly one of ``int8_nodes``, ``carried_nodes`` and ``float_nodes``.
@@ -51,15 +52,15 @@ def make_plan(
         ConfigError: A name in ``float_nodes`` or ``int8_nodes`` is no node of the graph, or is in both.
     """
     _check_names(model.graph, float_nodes, int8_nodes)
-    if full and not target.full:
+    if full is not None and not target.full:
         raise TargetError(
             f"target {target.name} has no rules for mode full; use mode partial, or give it a [full] table"
         )
     mode = target.residual if residual == "auto" else residual
     reasons = dict(float_nodes) if isinstance(float_nodes, Mapping) else dict.fromkeys(float_nodes, ASKED)
-    colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes), full)
+    colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes), full is not None)
     activations, tied = _activations(model.graph, colours, target, activation_bits)
-    return Plan(
+    plan = Plan(
         target=target.name,
         int8_nodes=_named(model.graph, colours, INT8),
         carried_nodes=_named(model.graph, colours, CARRIED),
@@ -71,11 +72,11 @@ def make_plan(
         tied=tied,
         absorbed=dict(colours.absorbed),
         paired=_named(model.graph, colours, PAIRED),
-        fixed={name: UNIT for name in _softmax_outputs(model.graph, colours) if name in activations},
         fold_clip=target.fold_clip,
         shield_float=target.shield_float,
         mismatched_pairs=target.mismatched_pairs,
     )
+    return plan if full is None else refine_full(model.graph, plan, full, activation_bits)
 
 
 def _check_names(graph: gs.Graph, float_nodes: Collection[str], int8_nodes: Collection[str]) -> None:
@@ -131,15 +132,6 @@ def _factors(graph: gs.Graph, colours: Colouring) -> set[str]:
         if node.op == "MatMul" and colours.of(node) == INT8 and node.name not in colours.weighted
     ]
     return {tensor.name for node in products for tensor in colours.quantized_inputs(node)}
-
-
-def _softmax_outputs(graph: gs.Graph, colours: Colouring) -> list[str]:
-    """Outputs of softmax that mode full quantizes: their range is known without data."""
-    return [
-        node.outputs[0].name
-        for node in graph.nodes
-        if colours.full and node.op == "Softmax" and colours.of(node) in (INT8, PAIRED)
-    ]
 
 
 def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..numerics import QuantSpec
+from ..numerics import LogCodes, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,19 @@ class BiasSpec:
     activation: str
     weight: str
     node: str
+
+
+@dataclass(frozen=True)
+class FullMode:
+    """What mode full does that a recipe decides.
+
+    Args:
+        softmax: Logarithmic codes for the outputs of softmax, emulated in float; None gives them uniform ones.
+        norm_channels: Whether the input of a LayerNormalization that computes in float has a scale per channel.
+    """
+
+    softmax: LogCodes | None = None
+    norm_channels: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Plan:
         paired: Float nodes (also in ``float_nodes``) of mode full: what they read and write is quantized, and they
             compute in float.
         fixed: Activation -> low and high, where they are known without data.
+        log_codes: Softmax output (also in ``activations``) -> the logarithmic codes that it has instead, emulated.
         fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
         mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
@@ -64,6 +78,7 @@ class Plan:
     absorbed: Mapping[str, str] = field(default_factory=dict)
     paired: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    log_codes: Mapping[str, LogCodes] = field(default_factory=dict)
     fold_clip: bool = True
     shield_float: bool = False
     mismatched_pairs: bool = False
