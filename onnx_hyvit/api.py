@@ -223,7 +223,13 @@ def _scale(
     if recipe.gains:
         powers = observe(model_to_proto(prepared.model), prepared.inputs).powers
         granularity = choose_granularity(
-            prepared.model, decision.plan, source, threads=config.threads, max_memory=half, progress=progress
+            prepared.model,
+            decision.plan,
+            source,
+            rule=recipe.gain_rule,
+            threads=config.threads,
+            max_memory=half,
+            progress=progress,
         )
         prepared = replace(prepared, shapes=observe_renamed(prepared.model, powers, prepared.inputs))
         kept = (*_kept_float(prepared, config, names), *granularity.added)
@@ -285,6 +291,8 @@ def _validate(
     )
     if target.float_bias:
         findings = [finding for finding in findings if finding.kind != "float-bias"]
+    if config.mode == "full":  # pairs around what computes in float are what was asked for
+        findings = [finding for finding in findings if finding.kind != "orphan-pair"]
     breaches = check_target(quantized, target)
     return findings + [Finding("target", breach.node, f"{breach.problem}; {breach.advice}") for breach in breaches]
 
@@ -447,6 +455,8 @@ def _dynamic_axes(model: Model) -> dict[str, dict[int, str]]:
 
 def _describe_plan(plan: Plan) -> dict[str, Any]:
     return {
+        "paired_nodes": list(plan.paired),
+        "emulated": {name: f"{codes.describe()}, emulated" for name, codes in plan.log_codes.items()},
         "int8_nodes": len(plan.int8_nodes),
         "carried_nodes": len(plan.carried_nodes),
         "float_nodes": dict(plan.float_nodes),

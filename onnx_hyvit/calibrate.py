@@ -7,7 +7,7 @@ import onnx
 from .calibration import Source
 from .graph import Model
 from .graph.edit import constant_of
-from .numerics import QParams
+from .numerics import Histogram, MinMax, QParams, QuantSpec, power_of_two_qparams, qparams_from_range
 from .numerics.weights import weight_qparams
 from .placement import Plan
 from .recipes import Recipe
@@ -42,17 +42,33 @@ def activation_qparams(
     Raises:
         CalibrationError: The data hold NaN or Inf, or do not fit the model.
     """
-    free = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
+    own = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
+    free = {name: spec for name, spec in own.items() if name not in plan.fixed}
     observers = collect(
         proto,
         list(free),
         source,
-        {name: recipe.ranges.observer(spec.axis) for name, spec in free.items()},
+        {name: _observer(name, spec, plan, recipe) for name, spec in free.items()},
         progress,
         threads=threads,
         max_memory=max_memory or MAX_MEMORY,
     )
-    return {name: recipe.ranges.qparams(observers[name], spec) for name, spec in free.items()}
+    known = {name: qparams_from_range(*plan.fixed[name], spec) for name, spec in own.items() if name in plan.fixed}
+    return {name: _qparams(name, spec, observers[name], plan, recipe) for name, spec in free.items()} | known
+
+
+def _observer(name: str, spec: QuantSpec, plan: Plan, recipe: Recipe) -> MinMax | Histogram:
+    needs_values = spec.axis is not None or name in plan.log_codes
+    return Histogram(axis=spec.axis) if needs_values else recipe.ranges.observer()
+
+
+def _qparams(name: str, spec: QuantSpec, observer: MinMax | Histogram, plan: Plan, recipe: Recipe) -> QParams:
+    """Scale of one activation: of logarithmic codes, by powers of two per channel, or by the recipe's range."""
+    if isinstance(observer, Histogram) and name in plan.log_codes:
+        return qparams_from_range(0.0, plan.log_codes[name].largest(observer), spec)
+    if isinstance(observer, Histogram) and spec.axis is not None:
+        return power_of_two_qparams(observer, spec)
+    return recipe.ranges.qparams(observer, spec)
 
 
 def weight_scales(model: Model, plan: Plan, recipe: Recipe) -> dict[str, QParams]:

@@ -73,6 +73,7 @@ def quantize(
         str | None, typer.Option(metavar="BYTES", help="Memory for activations in calibration: 512M, 2G.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
+    mode: Annotated[str | None, typer.Option(help="partial, or full: softmax, norms and activations, too.")] = None,
     residual: Annotated[str | None, typer.Option(help="Residual additions: auto, float or int8.")] = None,
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Check the result at every optimisation level.")
@@ -112,6 +113,7 @@ def quantize(
         "batch_size": batch_size,
         "max_memory": max_memory,
         "threads": threads,
+        "mode": mode,
         "residual": residual,
         "verify": verify,
         "cache": cache,

@@ -16,6 +16,7 @@ from .errors import ConfigError
 
 RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
+MODES = ("partial", "full")
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
@@ -51,6 +52,9 @@ class QuantConfig:
     Args:
         recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
         bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is.
+        mode: What is quantized: ``partial`` (where int8 kernels pay), or ``full``: also attention products, and what
+            softmax, norms and activation functions read and write, as the target's file allows; for accelerators that
+            have integers only. Speed decides nothing then, and no node goes back to float for its error.
         target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
@@ -80,6 +84,7 @@ class QuantConfig:
 
     recipe: str = "q-hyvit"
     bits: str = "w8a8"
+    mode: str = "partial"
     target: str = "ort-x86"
     samples: int | None = 64
     seed: int = 0
@@ -103,6 +108,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
         _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("mode", self.mode, MODES)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:
@@ -122,6 +128,7 @@ class QuantConfig:
             raise ConfigError(f"float_nodes must be a list of node names, found {self.float_nodes!r}")
         object.__setattr__(self, "float_nodes", tuple(self.float_nodes))
         self._check_max_drop()
+        self._check_mode()
         self._parse_bits()
         check_field_types(self)
 
@@ -132,6 +139,11 @@ class QuantConfig:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ConfigError(f"max_drop must be a number of at least 0, found {value!r}")
         object.__setattr__(self, "max_drop", float(value))
+
+    def _check_mode(self) -> None:
+        for name, wanted in (("max_drop", self.max_drop is not None), ("verify_speed", self.verify_speed)):
+            if wanted and self.mode == "full":
+                raise ConfigError(f"{name} takes nodes back to float, which mode full rules out; choose one of the two")
 
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None

@@ -150,11 +150,16 @@ def quantized(report: dict[str, Any]) -> None:
     out.print("[bold]Quantized[/]")
     config = report["config"]
     out.print(
-        f"  recipe {config['recipe']}, {config['bits']}, target {escape(config['target'])}, "
+        f"  recipe {config['recipe']}, {config['bits']}, mode {config['mode']}, target {escape(config['target'])}, "
         f"{report['calibration']['samples']} calibration samples"
     )
-    kept = list(plan["float_nodes"].items())
+    paired = set(plan["paired_nodes"])
+    kept = [(name, reason) for name, reason in plan["float_nodes"].items() if name not in paired]
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
+    if paired:
+        out.print(f"  {len(paired)} nodes quantized on both sides and computed in float between")
+    for text, count in Counter(plan["emulated"].values()).items():
+        out.print(f"  {count} softmax outputs with {escape(text)} in float: no kernel accelerates them")
     _float_reasons(out, kept)
     _speed(out, report["speed"])
     _precision(out, report["precision"])

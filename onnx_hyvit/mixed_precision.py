@@ -72,7 +72,8 @@ def fit_precision(
         cache_for: Cache of finished blocks for a plan.
         progress: Called as ``progress(done, total, text)``.
     """
-    spend, max_drop = work.recipe.precision, work.config.max_drop
+    max_drop = work.config.max_drop
+    spend = work.recipe.precision and work.config.mode == "partial"
     first = first_scales(work, decision.plan, progress)
 
     def numbers(plan: Plan) -> Scales:

@@ -9,7 +9,8 @@ from typing import Any
 from .config import QuantConfig
 from .costs import Choice, Profile, choose_float, find_profile
 from .graph.io import Model
-from .placement import Plan, make_plan
+from .placement import FullMode, Plan, make_plan
+from .recipes import find_recipe
 from .targets import Target
 
 ASKED = "asked to stay float"
@@ -25,6 +26,7 @@ class Decision:
         profile: Costs that decided, None when the target's rules did alone.
         choice: What the costs said, None without a profile.
         more_float: Further nodes that are float, each with the reason.
+        full: Whether mode full was asked for, in which speed decides nothing.
     """
 
     plan: Plan
@@ -32,11 +34,13 @@ class Decision:
     profile: Profile | None = None
     choice: Choice | None = None
     more_float: Mapping[str, str] = field(default_factory=dict)
+    full: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""
         if self.profile is None or self.choice is None:
-            note = f"no profile of kernels for target {self.plan.target}: its rules decide"
+            why = "mode full" if self.full else "no profile of kernels"
+            note = f"{why} for target {self.plan.target}: its rules decide"
             return {"objective": self.objective, "profile": None, "note": note}
         profile = {"target": self.profile.target, **self.profile.machine}
         profile["borrowed"] = self.profile.target != self.plan.target
@@ -57,7 +61,7 @@ def decide(
     Args:
         model: Float model after the exact rewrites; not changed.
         shapes: Concrete shapes of all tensors.
-        target: Rules; ``objective = size`` drops those that are about speed alone.
+        target: Rules; ``objective = size`` and ``mode = full`` drop those that are about speed alone.
         config: Settings.
         float_nodes: Names of nodes that must stay float.
         earlier: Decision for the same model, perhaps before an exact rewrite; its regions and its further float nodes
@@ -67,12 +71,13 @@ def decide(
     Returns:
         The decision; the same arguments give the same one.
     """
-    if config.objective == "size":
+    full = config.mode == "full"
+    if config.objective == "size" or full:
         target = target.with_small_weights()
     more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
     asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
-        profile = find_profile(target.profile, config.profile)
+        profile = None if full else find_profile(target.profile, config.profile)
         plan = _plan(model, shapes, target, config, asked)
         choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
     else:
@@ -81,7 +86,7 @@ def decide(
     chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
-    return Decision(plan, config.objective, profile, choice, more)
+    return Decision(plan, config.objective, profile, choice, more, full)
 
 
 def _plan(
@@ -99,4 +104,12 @@ def _plan(
         activation_bits=config.activation_bits,
         residual=config.residual,
         float_nodes=float_nodes,
+        full=_full_mode(config),
     )
+
+
+def _full_mode(config: QuantConfig) -> FullMode | None:
+    if config.mode != "full":
+        return None
+    recipe = find_recipe(config.recipe)
+    return FullMode(recipe.softmax, recipe.norm_channels)

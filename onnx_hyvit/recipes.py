@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .errors import ConfigError
+from .numerics.log_codes import LINE, POLYNOMIAL, LogCodes
 from .numerics.ranges import RangeMethod
+
+GainRule = Literal["search", "layer-norm", "smooth"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Recipe:
         ranges: How an activation's range is read off its statistics.
         weights: Scale of a weight channel: ``minmax`` covers every weight, ``mse`` is searched.
         gains: Give activations a scale per channel where an exact rewrite makes that deployable and it pays.
+        gain_rule: How gains are chosen: ``search`` (least error of the layers behind, wherever a fold is exact),
+            ``layer-norm`` (behind LayerNormalization, by ratio of ranges, with a shift: RepQ-ViT) or ``smooth`` (in
+            front of pointwise and depthwise convolutions, by a closed form: HyQ).
+        softmax: In mode full, logarithmic codes of softmax outputs, emulated; None gives them uniform codes.
+        norm_channels: In mode full, inputs of LayerNormalization have power-of-two factors per channel.
         precision: Take nodes back to float where that is worth its time.
         reconstruction: Reconstruct the blocks one after the other, starting from the scales found so far.
     """
@@ -56,8 +64,15 @@ class Recipe:
     ranges: RangeMethod = field(default_factory=RangeMethod)
     weights: Literal["minmax", "mse"] = "minmax"
     gains: bool = False
+    gain_rule: GainRule = "search"
+    softmax: LogCodes | None = None
+    norm_channels: bool = False
     precision: bool = False
     reconstruction: Reconstruction | None = None
+
+    def __post_init__(self) -> None:
+        if self.reconstruction is not None and (self.softmax is not None or self.norm_channels):
+            raise ConfigError(f"recipe {self.name!r}: reconstruction knows uniform codes of one scale per tensor only")
 
 
 SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False)
@@ -89,6 +104,31 @@ RECIPES = {
             RangeMethod("minmax"),
             "mse",
             reconstruction=replace(SCALES_ONLY, metric="fisher", sequential=False),
+        ),
+        Recipe(
+            "repq-vit",
+            "LayerNorm reparametrised (arXiv 2212.08254); mode full: log-sqrt2 codes of softmax, emulated in float",
+            RangeMethod("mse"),
+            "mse",
+            gains=True,
+            gain_rule="layer-norm",
+            softmax=LogCodes(per_octave=2),
+        ),
+        Recipe(
+            "fq-vit",
+            "min-max ranges; mode full: power-of-two factors for LayerNorm, 4-bit log-int-softmax (arXiv 2111.13824), "
+            "both emulated in float",
+            softmax=LogCodes(4, 1, POLYNOMIAL),
+            norm_channels=True,
+        ),
+        Recipe(
+            "hyq",
+            "scales per channel in front of pointwise and depthwise convolutions (HyQ, IJCAI 2024) by a closed form "
+            "instead of 1000 steps of Adam; mode full: 4-bit log2 softmax by a line, emulated in float",
+            RangeMethod("percentile"),
+            gains=True,
+            gain_rule="smooth",
+            softmax=LogCodes(4, 1, LINE),
         ),
         Recipe(
             "q-hyvit-paper",

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "display_many": {"display"},
     "many": {"api", "calibration", "graph", "recipes", "runtime", "tasks"},
     "costs": {"graph", "placement"},
-    "planning": {"costs", "graph", "placement", "targets"},
+    "planning": {"costs", "graph", "placement", "recipes", "targets"},
     "speed_check": {"runtime"},
     "scales": {
         "blocks",

@@ -21,6 +21,7 @@ from ..numerics import QParams, quantize
 from ..placement import Plan
 from .fold_scale import fold_scales
 from .initializers import insert_biases, insert_constants, insert_weights
+from .log_softmax import emulate_log_codes, functions_of, with_functions
 
 MIN_OPSET = 13
 FUSED_BETWEEN_PAIRS = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "AveragePool"}) | frozenset(
@@ -59,8 +60,12 @@ def insert_qdq(
     insert_biases(graph, nodes, tensors, plan, scales, weight_scales)
     insert_constants(graph, nodes, tensors, plan)
     docs = dict(model.origin.node_docs)
+    producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
     shared: dict[str, tuple[gs.Constant, gs.Constant]] = {}
     for name, params in scales.items():
+        if name in plan.log_codes:
+            emulate_log_codes(graph, producers[name], plan.log_codes[name], _largest(params))
+            continue
         tensor, source = tensors[name], plan.source_of(name)
         limits = _fold_clip(graph, plan, tensor, params)
         if source not in shared:
@@ -73,7 +78,9 @@ def insert_qdq(
     if plan.mismatched_pairs:
         fold_scales(graph)
     graph.cleanup().toposort()
-    return Model(graph, model.opset, Origin(model.origin.skeleton, docs, model.origin.path))
+    used = {functions_of(codes) for codes in plan.log_codes.values()}
+    skeleton = with_functions(model.origin.skeleton, used, model.opset) if used else model.origin.skeleton
+    return Model(graph, model.opset, Origin(skeleton, docs, model.origin.path))
 
 
 def _params_of(name: str, plan: Plan, qparams: Mapping[str, QParams]) -> QParams:
@@ -81,6 +88,11 @@ def _params_of(name: str, plan: Plan, qparams: Mapping[str, QParams]) -> QParams
     if source not in qparams:
         raise CalibrationError(f"tensor {source!r} is quantized by the plan but has no scale; calibrate it")
     return qparams[source]
+
+
+def _largest(params: QParams) -> float:
+    """The largest value that uniform codes stand for."""
+    return float((params.spec.qmax - int(params.zero_point)) * params.scale)
 
 
 def _write_parameters(nodes: Mapping[str, gs.Node], plan: Plan, values: Mapping[str, np.ndarray]) -> None:
@@ -129,7 +141,7 @@ def _insert_pair(
     docs: dict[str, onnx.NodeProto],
 ) -> None:
     """Put Q, Clip of the codes when ``limits`` ask for it, and DQ on ``tensor``."""
-    on_codes = {*plan.int8_nodes, *plan.carried_nodes}
+    on_codes = plan.on_codes
     stem, dtype, shape = tensor.name, qparams.spec.dtype, tensor.shape
     made_in_int8 = bool(tensor.inputs) and tensor.inputs[0].name in on_codes
     if made_in_int8:
@@ -143,19 +155,27 @@ def _insert_pair(
         source = tensor
         result = new_variable(graph, f"{stem}_DequantizeLinear_Output", np.float32, shape)
         replace_uses(graph, tensor, result, keep=[node for node in tensor.outputs if node.name not in on_codes])
-    if plan.shield_float and not made_in_int8 and _would_be_fused(source):
+    float_made = not made_in_int8 or producer.name in plan.paired
+    per_channel = qparams.spec.axis is not None
+    if (plan.shield_float and float_made and _would_be_fused(source)) or (per_channel and _has_kernel(source)):
         shielded = new_variable(graph, f"{stem}_Shield_Output", np.float32, shape)
         add_node(graph, "Sum", [source], [shielded], stem=f"{stem}_Shield")
         source = shielded
     codes = new_variable(graph, f"{stem}_QuantizeLinear_Output", dtype, shape)
-    add_node(graph, "QuantizeLinear", [source, *params], [codes], stem=f"{stem}_QuantizeLinear")
+    attrs = {"axis": qparams.spec.axis} if per_channel else {}
+    add_node(graph, "QuantizeLinear", [source, *params], [codes], stem=f"{stem}_QuantizeLinear", attrs=attrs)
     if limits is not None:
         words = zip(("min", "max"), limits, strict=True)
         bounds = [new_constant(graph, f"{stem}_code_{word}", np.array(value, dtype)) for word, value in words]
         clipped = new_variable(graph, f"{stem}_Clip_Output", dtype, shape)
         add_node(graph, "Clip", [codes, *bounds], [clipped], stem=f"{stem}_Clip")
         codes = clipped
-    add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear")
+    add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear", attrs=attrs)
+
+
+def _has_kernel(tensor: gs.Tensor) -> bool:
+    """Whether the node that writes ``tensor`` has an int8 kernel, which a Q per channel right behind would break."""
+    return bool(tensor.inputs) and tensor.inputs[0].op in FUSED_BETWEEN_PAIRS | {"Conv", "ConvTranspose", "Gemm"}
 
 
 def _would_be_fused(tensor: gs.Tensor) -> bool:

@@ -1,7 +1,10 @@
-"""Colour each node int8, carried or float: weighted nodes first, then glue and movement where their neighbours are.
+"""Colour each node int8, carried, paired or float: weighted nodes first, then glue and movement beside them.
 
 Order matters: one sweep forwards lets int8 spread from weighted nodes through glue and movement, one sweep backwards
 lets movement in front of int8 nodes work on codes, and last the outputs that only float nodes read are released.
+
+*Paired* nodes are those of mode full without an int8 kernel: what they read and write is quantized, and they compute in
+float.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from ..targets import OpRule, Target
 from .residual import refuse_addition
 from .weighted import DEFAULT_DOMAINS, Weighted, inspect_weighted, is_quantizable
 
-INT8, CARRIED, FLOAT = "int8", "carried", "float"
+INT8, CARRIED, PAIRED, FLOAT = "int8", "carried", "paired", "float"
 ALL_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "MatMul"})
 CHEAP_SHARE = 0.25
 CLAMPS = frozenset({"Relu", "Clip"})
+BETWEEN_PAIRS = "computed in float between Q/DQ pairs (mode full)"
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Colouring:
     graph: gs.Graph
     shapes: Mapping[str, tuple[int, ...]]
     target: Target
+    full: bool = False
     colours: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     weighted: dict[str, Weighted] = field(default_factory=dict)
@@ -44,11 +49,11 @@ class Colouring:
         return self.colours.get(node.name, FLOAT)
 
     def is_int8(self, node: gs.Node) -> bool:
-        """Whether ``node`` works on codes: int8 or carried."""
+        """Whether ``node`` reads and writes codes: int8, carried or paired."""
         return self.of(node) != FLOAT
 
     def made_in_int8(self, tensor: gs.Tensor) -> bool:
-        """Whether the node that writes ``tensor`` is int8 or carried."""
+        """Whether the node that writes ``tensor`` writes codes."""
         return bool(tensor.inputs) and self.is_int8(tensor.inputs[0])
 
     def unit_output(self, node: gs.Node) -> gs.Tensor:
@@ -61,7 +66,7 @@ class Colouring:
         return [tensor for tensor in operands if tensor.name and constant_of(tensor) is None]
 
     def reads_codes(self, node: gs.Node, tensor: gs.Tensor) -> bool:
-        """Whether ``node`` is int8 and reads ``tensor`` as codes (not, say, as a shape)."""
+        """Whether ``node`` works on codes and reads ``tensor`` as codes (not, say, as a shape)."""
         return self.is_int8(node) and any(operand is tensor for operand in self.quantized_inputs(node))
 
     def size_of(self, tensor: gs.Tensor) -> int | None:
@@ -89,21 +94,31 @@ def colour_nodes(
     residual: str,
     float_names: Mapping[str, str],
     int8_names: frozenset[str],
+    full: bool = False,
 ) -> Colouring:
     """Colour every node of ``graph`` (see the module); see ``make_plan`` for the arguments."""
-    state = Colouring(graph, shapes, target, outer_names=names_used_by_subgraphs(graph))
+    state = Colouring(graph, shapes, target, full, outer_names=names_used_by_subgraphs(graph))
     for node in graph.nodes:
         if node.name in state.colours:
             continue
         reason = float_names.get(node.name) or _refuse(state, node, residual, int8_names)
-        state.colours[node.name] = FLOAT if reason else CARRIED if node.op in target.carried else INT8
+        state.colours[node.name] = FLOAT if reason else _colour_of(node, target)
         if reason:
             state.reasons[node.name] = reason
+        elif state.of(node) == PAIRED:
+            state.reasons[node.name] = BETWEEN_PAIRS
         elif state.of(node) == INT8:
             _absorb_followers(state, node, float_names)
     _carry_backwards(state, float_names)
     _release_outputs(state)
     return state
+
+
+def _colour_of(node: gs.Node, target: Target) -> str:
+    """Colour of a node that nothing keeps float."""
+    if node.op in target.carried:
+        return CARRIED
+    return INT8 if node.op in target.int8 or node.op in target.glue else PAIRED
 
 
 def _refuse(state: Colouring, node: gs.Node, residual: str, int8_names: frozenset[str]) -> str | None:
@@ -117,6 +132,8 @@ def _refuse(state: Colouring, node: gs.Node, residual: str, int8_names: frozense
             return found
         state.weighted[node.name] = found
         return None
+    if state.full and node.op in target.full and node.op not in target.carried:
+        return _refuse_full(state, node, target.full[node.op])
     if node.op in target.glue:
         return _refuse_glue(state, node, target.glue[node.op], residual, node.name in int8_names)
     if node.op in target.carried:
@@ -124,6 +141,13 @@ def _refuse(state: Colouring, node: gs.Node, residual: str, int8_names: frozense
     if node.op == "MatMul":
         return "both operands are activations; full int8 attention is slower"
     return target.float.get(node.op, f"{node.op} has no int8 kernel on {target.name}")
+
+
+def _refuse_full(state: Colouring, node: gs.Node, rule: OpRule) -> str | None:
+    """Reason why an operator that mode full quantizes stays float."""
+    if node.op not in state.target.int8 and is_graph_output(state.graph, node.outputs[0]):
+        return "it writes an output of the model"
+    return rule.refuses_attributes(node.attrs) or _refuse_operands(state, node, state.quantized_inputs(node))
 
 
 def _refuse_glue(state: Colouring, node: gs.Node, rule: OpRule, residual: str, wanted: bool) -> str | None:
@@ -245,7 +269,7 @@ def _release_outputs(state: Colouring) -> None:
             continue  # the optimiser looks for Q behind Relu and Clip, and without it runs the layer in float
         moved = _movement_behind(state, output)
         ends = [user for tensor in [output, *(move.outputs[0] for move in moved)] for user in tensor.outputs]
-        if any(state.of(user) == INT8 for user in ends):
+        if any(state.of(user) in (INT8, PAIRED) for user in ends):
             continue
         state.float_outputs.add(output.name)
         for move in moved:

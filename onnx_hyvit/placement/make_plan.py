@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 
 import onnx_graphsurgeon as gs
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TargetError
 from ..graph.edit import constant_of
 from ..graph.io import Model
 from ..numerics import QuantSpec
 from ..targets import Target
-from .colouring import CARRIED, INT8, Colouring, colour_nodes
-from .plan import BiasSpec, Plan
+from .colouring import CARRIED, INT8, PAIRED, Colouring, colour_nodes
+from .full_mode import refine_full
+from .plan import BiasSpec, FullMode, Plan
 
 ASKED = "asked to stay float"
 
@@ -27,6 +28,7 @@ def make_plan(
     residual: str = "auto",
     float_nodes: Collection[str] | Mapping[str, str] = (),
     int8_nodes: Collection[str] = (),
+    full: FullMode | None = None,
 ) -> Plan:
     """Decide which tensors are quantized.
 
@@ -39,19 +41,26 @@ def make_plan(
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
         float_nodes: Names of nodes that stay float whatever the target says, in a mapping each with its reason.
         int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
+        full: Mode full, and how: also quantize what the target lists for it (attention products, softmax, norms,
+            activations). None is mode partial.
 
     Returns:
         The plan; every node is in exactly one of ``int8_nodes``, ``carried_nodes`` and ``float_nodes``.
 
     Raises:
+        TargetError: The target lists nothing for mode full.
         ConfigError: A name in ``float_nodes`` or ``int8_nodes`` is no node of the graph, or is in both.
     """
     _check_names(model.graph, float_nodes, int8_nodes)
+    if full is not None and not target.full:
+        raise TargetError(
+            f"target {target.name} has no rules for mode full; use mode partial, or give it a [full] table"
+        )
     mode = target.residual if residual == "auto" else residual
     reasons = dict(float_nodes) if isinstance(float_nodes, Mapping) else dict.fromkeys(float_nodes, ASKED)
-    colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes))
+    colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes), full is not None)
     activations, tied = _activations(model.graph, colours, target, activation_bits)
-    return Plan(
+    plan = Plan(
         target=target.name,
         int8_nodes=_named(model.graph, colours, INT8),
         carried_nodes=_named(model.graph, colours, CARRIED),
@@ -62,10 +71,12 @@ def make_plan(
         constants=_constants(model.graph, colours, target.activation_spec(8)),
         tied=tied,
         absorbed=dict(colours.absorbed),
+        paired=_named(model.graph, colours, PAIRED),
         fold_clip=target.fold_clip,
         shield_float=target.shield_float,
         mismatched_pairs=target.mismatched_pairs,
     )
+    return plan if full is None else refine_full(model.graph, plan, full, activation_bits)
 
 
 def _check_names(graph: gs.Graph, float_nodes: Collection[str], int8_nodes: Collection[str]) -> None:
@@ -89,7 +100,8 @@ def _activations(
 
     What a layer reads has ``bits``. Tensors between int8 operators that no layer reads (a convolution's output in front
     of its activation function, a gate) have the 8 bits of the container: their codes are not operands of products of a
-    layer, and narrower ones would neither be faster nor smaller.
+    layer, and narrower ones would neither be faster nor smaller. Operands of an int8 product of attention count as read
+    by a layer.
     """
     spec = target.activation_spec(8)
     activations: dict[str, QuantSpec] = {}
@@ -106,9 +118,20 @@ def _activations(
             activations.setdefault(tensor.name, spec)
             if colours.of(node) == CARRIED:
                 tied[tensor.name] = tied.get(inputs[0].name, inputs[0].name)
-    read = {tied.get(unit.activation.name, unit.activation.name) for unit in colours.weighted.values()}
+    layers = {unit.activation.name for unit in colours.weighted.values()} | _factors(graph, colours)
+    read = {tied.get(name, name) for name in layers}
     narrow = target.activation_spec(bits)
     return {name: narrow if tied.get(name, name) in read else spec for name, spec in activations.items()}, tied
+
+
+def _factors(graph: gs.Graph, colours: Colouring) -> set[str]:
+    """Operands of the int8 products of two activations."""
+    products = [
+        node
+        for node in graph.nodes
+        if node.op == "MatMul" and colours.of(node) == INT8 and node.name not in colours.weighted
+    ]
+    return {tensor.name for node in products for tensor in colours.quantized_inputs(node)}
 
 
 def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..numerics import QuantSpec
+from ..numerics import LogCodes, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,24 @@ class BiasSpec:
 
 
 @dataclass(frozen=True)
+class FullMode:
+    """What mode full does that a recipe decides.
+
+    Args:
+        softmax: Logarithmic codes for the outputs of softmax, emulated in float; None gives them uniform ones.
+        norm_channels: Whether the input of a LayerNormalization that computes in float has a scale per channel.
+    """
+
+    softmax: LogCodes | None = None
+    norm_channels: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """Where Q/DQ pairs go.
 
-    An activation made by an int8 or carried node is read through its Q/DQ pair by everybody; one made by a float node
-    (or a graph input) by int8 and carried nodes only.
+    An activation made by an int8, carried or paired node is read through its Q/DQ pair by everybody; one made by any
+    other node (or a graph input) by int8, carried and paired nodes only.
 
     Args:
         target: Name of the target that the plan was made for.
@@ -44,6 +57,10 @@ class Plan:
         tied: Activation -> the activation whose scale and zero point it shares (always one that is not tied itself).
         absorbed: Relu, Clip and bias Add nodes that are part of the int8 node before them, with that node's name;
             the tensor between the two is not quantized.
+        paired: Float nodes (also in ``float_nodes``) of mode full: what they read and write is quantized, and they
+            compute in float.
+        fixed: Activation -> low and high, where they are known without data.
+        log_codes: Softmax output (also in ``activations``) -> the logarithmic codes that it has instead, emulated.
         fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
         mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
@@ -59,9 +76,17 @@ class Plan:
     constants: Mapping[str, QuantSpec] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     absorbed: Mapping[str, str] = field(default_factory=dict)
+    paired: tuple[str, ...] = ()
+    fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    log_codes: Mapping[str, LogCodes] = field(default_factory=dict)
     fold_clip: bool = True
     shield_float: bool = False
     mismatched_pairs: bool = False
+
+    @property
+    def on_codes(self) -> frozenset[str]:
+        """Names of the nodes that read and write quantized activations."""
+        return frozenset((*self.int8_nodes, *self.carried_nodes, *self.paired))
 
     def source_of(self, tensor: str) -> str:
         """Name of the activation that carries the scale of ``tensor``: itself unless it is tied."""

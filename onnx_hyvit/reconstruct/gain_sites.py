@@ -91,6 +91,8 @@ def _consumer_site(graph: gs.Graph, tensor: gs.Tensor, plan: Plan) -> GainSite |
     axis = axes.pop()
     only = len(readers) == len(tensor.outputs) and not is_graph_output(graph, tensor)
     fold: Literal["affine", "mul"] = "affine" if only and takes_division(graph, tensor, axis, int8) else "mul"
+    if fold == "mul" and producer.name in plan.paired:
+        return None  # the Mul would read codes already, and be rounded again
     return GainSite(tensor.name, "consumer", axis, counts.pop(), tuple(node.name for node in readers), fold)
 
 
@@ -156,6 +158,8 @@ def _producer_site(graph: gs.Graph, tensor: gs.Tensor, plan: Plan) -> GainSite |
     if not tensor.outputs or any(node.op not in PLAIN_FLOAT_READERS for node in tensor.outputs):
         return None
     if any(node.name not in plan.float_nodes or node.inputs[0] is not tensor for node in tensor.outputs):
+        return None
+    if any(node.name in plan.paired for node in tensor.outputs):
         return None
     weighted = _weighted_of(producer, plan.absorbed)
     if weighted is None:

@@ -99,7 +99,7 @@ def choose_gains(
     return gains
 
 
-def _normalised(gain: np.ndarray) -> np.ndarray:
+def normalised(gain: np.ndarray) -> np.ndarray:
     """Gains relative to the largest, dead channels 1, clamped so that folded weights stay in range."""
     gain = np.where(gain > 0, gain, gain.max(initial=0.0) or 1.0)
     return np.clip(gain / gain.max(), LIMIT, 1.0)
@@ -118,7 +118,7 @@ def _producer_gain(stats: ChannelStats, worth: float) -> np.ndarray | None:
         if error < best_error:
             best, best_error = needed, error
     plain = float(np.square(stats.high.max() - stats.low.min()) * len(stats.low))
-    return _normalised(best) if best is not None and best_error < worth * plain else None
+    return normalised(best) if best is not None and best_error < worth * plain else None
 
 
 def _consumer_gain(
@@ -131,7 +131,7 @@ def _consumer_gain(
     best, best_error = None, worth * _error(layers, stats, ones, levels, weight_max)
     for exponent in EXPONENTS:
         for balance in BALANCES:
-            gain = _normalised((reach / np.maximum(strength, 1e-12) ** balance) ** exponent)
+            gain = normalised((reach / np.maximum(strength, 1e-12) ** balance) ** exponent)
             error = _error(layers, stats, gain, levels, weight_max)
             if error < best_error:
                 best, best_error = gain, error
@@ -147,6 +147,18 @@ class _Layer:
     def power(self) -> np.ndarray:
         """Sum of squares of each input channel's weights, [C]."""
         return np.square(self.weight).sum((1, 3)).reshape(-1)
+
+
+def expected_error(
+    weighted: Sequence[gs.Node], stats: ChannelStats, gain: np.ndarray, levels: int, weight_max: int
+) -> float:
+    """Expected squared error at the outputs of ``weighted`` when their input has ``gain``, see the module."""
+    return _error([_layer_of(node) for node in weighted], stats, gain, levels, weight_max)
+
+
+def input_reach(weighted: Sequence[gs.Node]) -> np.ndarray:
+    """Largest absolute weight of each input channel over all nodes, float64 [C]."""
+    return np.max([np.abs(_layer_of(node).weight).max((1, 3)).reshape(-1) for node in weighted], axis=0)
 
 
 def _layer_of(node: gs.Node) -> _Layer:

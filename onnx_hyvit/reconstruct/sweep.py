@@ -61,7 +61,7 @@ class Sweep:
         self._exact: list[Arrays] = [dict(batch) for batch in batches]
         self._found: list[Arrays] = [dict(batch) for batch in batches]
         self._settings, self._objective, self._threads = settings, objective, threads
-        self._searched: set[str] = set()
+        self._searched: set[str] = set(plan.fixed)
 
     def run(
         self,

@@ -76,7 +76,8 @@ def make_trial(model: Model, plan: Plan, parameters: Iterable[str]) -> TrialMode
         plan: Where pairs go.
         parameters: Names of the initializers (weights, biases) that become inputs.
     """
-    bare = replace(plan, weights={}, biases={}, fold_clip=False, shield_float=False, mismatched_pairs=False)
+    shield = plan.shield_float and bool(plan.paired)
+    bare = replace(plan, weights={}, biases={}, fold_clip=False, shield_float=shield, mismatched_pairs=False)
     unit = {
         name: QParams(np.ones((), np.float32), np.zeros((), spec.dtype), spec)
         for name, spec in plan.activations.items()

@@ -18,7 +18,7 @@ WORST_TENSORS = 10
 MAX_PICTURES = 12
 BEST_DB = 50.0  # a full bar of error
 _LEVELS = {"good": "good", "fair": "fair", "bad": "not good enough", "unknown": "not measured"}
-_SETTINGS = ("recipe", "bits", "target", "samples", "seed", "residual", "opset")
+_SETTINGS = ("recipe", "bits", "mode", "target", "samples", "seed", "residual", "opset")
 
 
 def verdict_section(results: Results, verdict: Verdict) -> Markup:

@@ -19,9 +19,8 @@ _RULE_KEYS = frozenset(
 _OPTION_KEYS = frozenset(
     {"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "float_bias", "fixed_shapes"}
 ) | frozenset({"cpu_kernels", "opsets", "profile"})
-_TOP_KEYS = frozenset(
-    {"name", "description", "extends", "activation", "weight", "int8", "glue", "carried", "float", "options", "session"}
-)
+_OP_TABLES = frozenset({"int8", "glue", "carried", "float", "full"})
+_TOP_KEYS = frozenset({"name", "description", "extends", "activation", "weight", "options", "session"}) | _OP_TABLES
 
 
 def target_names() -> list[str]:
@@ -33,7 +32,7 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
     """Load a target by its name, or from a TOML file of one's own.
 
     A file may say ``extends = "name"``: tables are then merged key by key over that target's. In ``int8``, ``glue``,
-    ``carried`` and ``float`` an operator set to ``false`` is taken out.
+    ``carried``, ``float`` and ``full`` an operator set to ``false`` is taken out.
 
     Args:
         name_or_path: One of ``target_names()``, or a path that ends in ``.toml``.
@@ -108,6 +107,7 @@ def _build(values: Mapping[str, Any]) -> Target:
         int8=_rules(values["int8"], "int8"),
         glue=_rules(values.get("glue", {}), "glue"),
         carried=_rules(values.get("carried", {}), "carried"),
+        full=_rules(values.get("full", {}), "full"),
         session={key: str(value) for key, value in _table(values.get("session", {}), "session").items()},
         float={op: str(why) for op, why in _table(values.get("float", {}), "float").items() if why is not False},
         **options,

@@ -103,6 +103,8 @@ class Target:
         glue: Operators without weights that have int8 kernels; int8 when their neighbours are.
         carried: Operators that only move values, run on int8 codes with the same scale on both sides.
         float: Operators that must stay float, each with the reason.
+        full: Operators that mode full quantizes, too, whatever makes their operands: on the kernel that ``int8`` or
+            ``glue`` names, else computed in float between pairs.
         residual: Residual additions: ``auto``, ``float`` or ``int8``.
         matmul_output: What a Gemm or MatMul writes when only float nodes read it: ``float`` (the kernel scales its
             int32 sums itself) or ``int8``.
@@ -128,6 +130,7 @@ class Target:
     glue: Mapping[str, OpRule]
     carried: Mapping[str, OpRule]
     float: Mapping[str, str]
+    full: Mapping[str, OpRule] = field(default_factory=dict)
     residual: str = "auto"
     matmul_output: str = "float"
     fold_clip: bool = True
