@@ -94,6 +94,9 @@ def quantize(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on this dask cluster instead (tcp://host:8786).")
     ] = None,
+    pack_int4: Annotated[
+        bool | None, typer.Option("--pack-int4", help="Store weights of 4 bits or fewer as INT4, two in a byte.")
+    ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; options given here win.")] = None,
@@ -119,6 +122,7 @@ def quantize(
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
         "max_drop": max_drop,
+        "pack_int4": pack_int4,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:

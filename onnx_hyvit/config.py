@@ -18,6 +18,7 @@ RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
+WIDE_OPSET = 21  # the first with INT4 and 16-bit codes
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
 _BITS = re.compile(r"w(\d+)a(\d+)")
 
@@ -74,6 +75,8 @@ class QuantConfig:
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
             until it holds. None sets no limit.
+        pack_int4: Store weights of 4 bits or fewer as ONNX INT4, two in a byte, instead of in 8-bit containers; raises
+            ``opset`` to 21. ONNX Runtime's CPU runs such layers in float.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
             is not slower. Clocks decide, so two runs may differ.
     """
@@ -99,6 +102,7 @@ class QuantConfig:
     profile: str | None = None
     verify_speed: bool = False
     max_drop: float | None = None
+    pack_int4: bool = False
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
@@ -124,6 +128,8 @@ class QuantConfig:
         self._check_max_drop()
         self._parse_bits()
         check_field_types(self)
+        if self.pack_int4 and self.weight_bits > 4:
+            raise ConfigError(f"pack_int4 needs weights of 4 bits or fewer, for example bits w4a8; found {self.bits}")
 
     def _check_max_drop(self) -> None:
         value = self.max_drop
@@ -149,6 +155,16 @@ class QuantConfig:
     def activation_bits(self) -> int:
         """Bits of an activation code."""
         return self._parse_bits()[1]
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the result needs opset 21 for the types of its codes."""
+        return self.pack_int4
+
+    @property
+    def needed_opset(self) -> int:
+        """Opset of the result: ``opset``, or the first that has the types of its codes."""
+        return max(self.opset, WIDE_OPSET) if self.is_wide else self.opset
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some settings changed, validated again."""

@@ -167,6 +167,8 @@ def quantized(report: dict[str, Any]) -> None:
         f"  size {_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])} ({ratio:.1f}x smaller), "
         f"{report['seconds']:.1f} s"
     )
+    if size.get("int4_weights"):
+        out.print(f"  {size['int4_weights']} weights as INT4, which saves {_bytes(size['int4_saved_bytes'])}")
     if report.get("output"):
         out.print(f"[bold green]Written[/] {escape(report['output'])}")
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "labels": set(),
     "passes": {"graph"},
     "blocks": {"graph"},
-    "targets": {"numerics"},
+    "targets": {"graph", "numerics"},
     "recipes": {"numerics"},
     "placement": {"graph", "blocks", "targets", "numerics"},
     "insert_qdq": {"graph", "numerics", "placement"},
@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "costs": {"graph", "placement"},
     "planning": {"costs", "graph", "placement", "targets"},
     "speed_check": {"runtime"},
+    "storage": {"graph", "placement", "targets"},
     "scales": {
         "blocks",
         "calibrate",

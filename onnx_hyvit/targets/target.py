@@ -112,6 +112,7 @@ class Target:
         mismatched_pairs: Whether the runtime accepts a Q per channel with a DQ per tensor.
         float_bias: Keep biases float: the runtime refuses int32 ones.
         fixed_shapes: Whether the runtime refuses inputs with free dimensions.
+        int4_weights: Whether the runtime reads weights of INT4 beside quantized activations.
         cpu_kernels: Whether the kernels of ONNX Runtime's CPU provider are the ones that will run; else what the audit
             says about them is no finding.
         session: Session config entries with which ONNX Runtime optimises the graph on any machine as it does on a
@@ -135,6 +136,7 @@ class Target:
     mismatched_pairs: bool = False
     float_bias: bool = False
     fixed_shapes: bool = False
+    int4_weights: bool = False
     cpu_kernels: bool = True
     session: Mapping[str, str] = field(default_factory=dict)
     opsets: tuple[int, int] = (13, 23)

@@ -1,0 +1,82 @@
+"""How codes are stored: the opset that their types need, what a target can read, and 4-bit weights as INT4."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import onnx
+
+from .config import WIDE_OPSET, QuantConfig
+from .errors import ModelError, TargetError
+from .graph import Model, load_model
+from .graph.int4 import Packed, pack_int4
+from .placement import Plan
+from .targets import Target
+
+NARROW_BITS = 4
+
+
+def load_for(model: str | os.PathLike[str] | bytes | onnx.ModelProto, config: QuantConfig) -> Model:
+    """Load a float model with the opset that the result needs, see ``QuantConfig.needed_opset``.
+
+    Raises:
+        ModelError: The file is unusable, or its opset cannot be raised as far.
+    """
+    loaded = load_model(model, config.needed_opset)
+    if config.is_wide and loaded.opset < WIDE_OPSET:
+        raise ModelError(
+            f"{loaded.path}: opset {loaded.opset} cannot be raised to {WIDE_OPSET}, which {_asked(config)} needs; "
+            f"export the model with opset {WIDE_OPSET}"
+        )
+    return loaded
+
+
+def check_storage(target: Target, config: QuantConfig) -> None:
+    """Refuse types of codes that ``target`` cannot read.
+
+    Raises:
+        TargetError: Names the target and the setting.
+    """
+    if config.is_wide and target.opsets[1] < WIDE_OPSET:
+        raise TargetError(
+            f"target {target.name} takes opsets up to {target.opsets[1]}, {_asked(config)} needs {WIDE_OPSET}"
+        )
+    if config.pack_int4 and not target.int4_weights:
+        raise TargetError(f"target {target.name} cannot read INT4 weights; leave out pack_int4")
+
+
+def _asked(config: QuantConfig) -> str:
+    return "pack_int4" if config.pack_int4 else f"bits {config.bits}"
+
+
+def pack_weights(quantized: onnx.ModelProto, model: Model, plan: Plan) -> Packed:
+    """Store the plan's weights of 4 bits or fewer as INT4; edits ``quantized``.
+
+    Args:
+        quantized: The model that was made from ``plan``.
+        model: Float model that the plan was made for.
+        plan: Says which weights are that narrow.
+    """
+    narrow = {name for name, spec in plan.weights.items() if spec.bits <= NARROW_BITS}
+    int8 = set(plan.int8_nodes)
+    layers = {
+        node.name
+        for node in model.graph.nodes
+        if node.name in int8 and len(node.inputs) > 1 and node.inputs[1].name in narrow
+    }
+    return pack_int4(quantized, layers)
+
+
+def describe_storage(config: QuantConfig, target: Target, packed: Packed | None) -> tuple[dict[str, Any], list[str]]:
+    """What was stored how: (plain values for the report's sizes, notes for its findings)."""
+    notes = []
+    if config.is_wide and config.opset < WIDE_OPSET:
+        notes.append(f"opset: model: raised to {WIDE_OPSET}, which {_asked(config)} needs (asked for: {config.opset})")
+    if packed is None:
+        return {}, notes
+    saved = packed.bytes_before - packed.bytes_after
+    stored = f"{len(packed.weights)} weights are stored as INT4, {saved} bytes less"
+    note = "; ONNX Runtime's CPU has no kernels for them: their layers run in float" if target.cpu_kernels else ""
+    notes.append(f"int4-weights: model: {stored}{note}")
+    return {"int4_weights": len(packed.weights), "int4_saved_bytes": saved}, notes
