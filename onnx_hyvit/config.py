@@ -18,6 +18,8 @@ RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
+WEIGHT_BITS = range(2, 9)
+ACTIVATION_BITS = (*range(2, 9), 16)
 WIDE_OPSET = 21  # the first with INT4 and 16-bit codes
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
 _BITS = re.compile(r"w(\d+)a(\d+)")
@@ -51,7 +53,8 @@ class QuantConfig:
 
     Args:
         recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
-        bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is.
+        bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is. Activations may
+            also have 16 bits, for targets that have kernels for them; that raises ``opset`` to 21.
         target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
@@ -142,8 +145,8 @@ class QuantConfig:
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
         widths = tuple(int(group) for group in found.groups()) if found else ()
-        if len(widths) != 2 or not all(2 <= width <= 8 for width in widths):
-            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, for example w8a8")
+        if len(widths) != 2 or widths[0] not in WEIGHT_BITS or widths[1] not in ACTIVATION_BITS:
+            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, or w2a16 to w8a16")
         return widths[0], widths[1]
 
     @property
@@ -159,7 +162,7 @@ class QuantConfig:
     @property
     def is_wide(self) -> bool:
         """Whether the result needs opset 21 for the types of its codes."""
-        return self.pack_int4
+        return self.pack_int4 or self.activation_bits > 8
 
     @property
     def needed_opset(self) -> int:

@@ -149,7 +149,7 @@ class _Weighed:
 
         ``balanced`` spends up to 5 % of the predicted time (15 % while the divergence is above ``SOUND``), on steps
         that take away at least twice the share of divergence; ``speed`` takes only what costs nothing; ``size`` leaves
-        layers (their small weights) alone. So do codes narrower than 8 bits, which were asked for: there only glue may
+        layers (their small weights) alone. So do other widths than 8 bits, which were asked for: there only glue may
         become float. A limit overrides all that.
 
         Args:
@@ -158,9 +158,9 @@ class _Weighed:
             spend: Whether the objective has a budget at all.
         """
         config = self._work.config
-        narrow = min(config.weight_bits, config.activation_bits) < 8
+        asked = (config.weight_bits, config.activation_bits) != (8, 8)
         budget = BUDGETS[config.objective] if spend else NOTHING
-        budget = replace(budget, limit=limit, layers=budget.layers and not narrow)
+        budget = replace(budget, limit=limit, layers=budget.layers and not asked)
         care = None if self._profile else LAYERS_COST
         front = find_front(
             self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes

@@ -72,7 +72,8 @@ def decide(
     more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
     asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
-        profile = find_profile(target.profile, config.profile)
+        measured = target.profile if config.activation_bits <= 8 else None  # of 8-bit kernels
+        profile = find_profile(measured, config.profile)
         plan = _plan(model, shapes, target, config, asked)
         choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
     else:

@@ -15,6 +15,10 @@ from .placement import Plan
 from .targets import Target
 
 NARROW_BITS = 4
+_GEMM_NOTE = (
+    "from version 1.25 ONNX Runtime rounds what a Gemm reads to 8 bits unless the session option "
+    '"session.qdq_matmulnbits_accuracy_level" is "1"'
+)
 
 
 def load_for(model: str | os.PathLike[str] | bytes | onnx.ModelProto, config: QuantConfig) -> Model:
@@ -42,6 +46,8 @@ def check_storage(target: Target, config: QuantConfig) -> None:
         raise TargetError(
             f"target {target.name} takes opsets up to {target.opsets[1]}, {_asked(config)} needs {WIDE_OPSET}"
         )
+    if config.activation_bits > 8 and target.int16_activations == "none":
+        raise TargetError(f"target {target.name} takes no activations of 16 bits; choose bits w8a8, or another target")
     if config.pack_int4 and not target.int4_weights:
         raise TargetError(f"target {target.name} cannot read INT4 weights; leave out pack_int4")
 
@@ -73,6 +79,11 @@ def describe_storage(config: QuantConfig, target: Target, packed: Packed | None)
     notes = []
     if config.is_wide and config.opset < WIDE_OPSET:
         notes.append(f"opset: model: raised to {WIDE_OPSET}, which {_asked(config)} needs (asked for: {config.opset})")
+    if config.activation_bits > 8 and target.int16_activations == "float":
+        whose = "ONNX Runtime's CPU" if target.cpu_kernels else f"target {target.name}"
+        notes.append(f"int16-activations: model: not accelerated: {whose} has no 16-bit kernels, layers run in float")
+        if target.cpu_kernels:
+            notes.append(f"int16-activations: model: {_GEMM_NOTE}")
     if packed is None:
         return {}, notes
     saved = packed.bytes_before - packed.bytes_after

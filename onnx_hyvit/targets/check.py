@@ -109,10 +109,10 @@ def _check_shapes(proto: onnx.ModelProto, view: _View, target: Target) -> Iterat
 def _check_activation(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
     zero_point = view.value(node, 2)
     found = "uint8" if zero_point is None else str(zero_point.dtype)
-    if found != target.activation.dtype:
+    if found not in target.activation_dtypes:
         yield Breach(node.name, f"activation is {found}, {target.name} takes {target.activation.dtype}", _again(target))
     elif target.activation.scheme == "symmetric" and zero_point is not None:
-        middle = target.activation_spec().qmin + 2 ** (target.activation_spec().bits - 1)
+        middle = 0 if zero_point.dtype.kind == "i" else 2 ** (8 * zero_point.dtype.itemsize - 1)
         if (zero_point != middle).any():
             problem = f"activation has zero point {zero_point.reshape(-1)[0]}, {target.name} takes {middle}"
             yield Breach(node.name, problem, _again(target))
