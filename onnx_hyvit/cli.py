@@ -88,7 +88,11 @@ def quantize(
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest divergence from float (KL, nats); nodes go back to float until then.")
+        str | None,
+        typer.Option(help="Largest divergence from float (KL, nats), or with --labels loss of top-1, as in 0.5%."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels of --calib for a --max-drop in percent: .npy, .txt or .csv.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that work at the same time; they share --threads.")] = 1,
     dask: Annotated[
@@ -139,6 +143,7 @@ def quantize(
                 "config": settings,
                 "preprocess": preprocess,
                 "skip_unreadable": skip_unreadable,
+                "labels": labels,
                 "jobs": jobs,
                 "executor": executor,
                 "progress": progress,

@@ -25,6 +25,13 @@ _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
 _BITS = re.compile(r"w(\d+)a(\d+)")
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} {value!r} is unknown; expected one of {', '.join(allowed)}")
@@ -77,7 +84,8 @@ class QuantConfig:
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
-            until it holds. None sets no limit.
+            until it holds. Text such as ``0.5%`` is the largest loss of top-1 on labelled calibration samples instead.
+            None sets no limit.
         pack_int4: Store weights of 4 bits or fewer as ONNX INT4, two in a byte, instead of in 8-bit containers; raises
             ``opset`` to 21. ONNX Runtime's CPU runs such layers in float.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
@@ -104,7 +112,7 @@ class QuantConfig:
     objective: str = "balanced"
     profile: str | None = None
     verify_speed: bool = False
-    max_drop: float | None = None
+    max_drop: float | str | None = None
     pack_int4: bool = False
 
     def __post_init__(self) -> None:
@@ -135,12 +143,23 @@ class QuantConfig:
             raise ConfigError(f"pack_int4 needs weights of 4 bits or fewer, for example bits w4a8; found {self.bits}")
 
     def _check_max_drop(self) -> None:
-        value = self.max_drop
+        value, percent = self.max_drop, False
         if value is None:
             return
+        if isinstance(value, str):
+            text = value.strip()
+            percent = text.endswith("%")
+            value = _number(text.removesuffix("%"))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ConfigError(f"max_drop must be a number of at least 0, found {value!r}")
-        object.__setattr__(self, "max_drop", float(value))
+            raise ConfigError(f"max_drop must be a number of at least 0, or a percentage; found {self.max_drop!r}")
+        if percent and value > 100:
+            raise ConfigError(f"max_drop must be at most 100%, found {self.max_drop!r}")
+        object.__setattr__(self, "max_drop", f"{value:g}%" if percent else float(value))
+
+    @property
+    def max_loss(self) -> float | None:
+        """Largest loss of top-1, 0 to 1; None where ``max_drop`` is a divergence or not set."""
+        return float(self.max_drop[:-1]) / 100 if isinstance(self.max_drop, str) else None
 
     def _parse_bits(self) -> tuple[int, int]:
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None

@@ -205,9 +205,21 @@ def _precision(out: Console, found: dict[str, Any] | None) -> None:
             f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
         )
     if "reached" in found:
-        held = found["reached"] <= found["max_drop"]
-        style = "green" if held else "bold red"
-        out.print(f"  [{style}]divergence {found['reached']:.3g}, asked for at most {found['max_drop']:.3g}[/]")
+        out.print(f"  {_limit(found)}")
+
+
+def _limit(found: dict[str, Any]) -> str:
+    """What was asked for with ``max_drop`` and what was reached, with markup."""
+    asked, reached, top1 = found["max_drop"], found["reached"], found.get("top1")
+    if top1 is None:
+        style = "green" if reached <= asked else "bold red"
+        return f"[{style}]divergence {reached:.3g}, asked for at most {asked:.3g}[/]"
+    style = "green" if reached <= float(asked.removesuffix("%")) / 100 else "bold red"
+    return (
+        f"[{style}]top-1 {top1['float']:.1%} -> {top1['int8']:.1%} on {top1['samples']} labelled samples, loss "
+        f"{reached:.1%}, asked for at most {asked}[/] (one sample is {top1['one_sample']:.1%}, the standard error "
+        f"{top1['standard_error']:.1%})"
+    )
 
 
 def _reconstruction(out: Console, found: dict[str, Any] | None) -> None:

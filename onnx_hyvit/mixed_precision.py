@@ -1,6 +1,7 @@
 """The pipeline's step from a plan to numbers: what goes back to float because that is worth its time, then scales.
 
-With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for.
+With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for,
+or until top-1 on labelled samples is as high.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .backward import choose_loss
 from .costs import Profile, find_profile, pose_problem
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
+from .limits import Reached, Top1
 from .numerics import QParams
 from .placement import Plan
 from .planning import Decision
@@ -36,6 +38,7 @@ BUDGETS = {
 
 
 ROUNDS = 5  # of scales for a limit on the divergence
+LEAST_SHARE = 0.125
 TIGHTER = 0.8  # each round aims a little lower than what the last one's ratio of found to predicted asks for
 Decide = Callable[[Mapping[str, str]], Decision]
 
@@ -84,13 +87,12 @@ def fit_precision(
     if max_drop is None:
         chosen, _, summary = weighed.choose(decide, None, spend)
         return Fitted(chosen, numbers(chosen.plan), summary)
-    return _within(max_drop, weighed, decide, numbers, spend)
+    return _within(weighed, decide, numbers, spend)
 
 
-def _within(
-    max_drop: float, weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool
-) -> Fitted:
+def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool) -> Fitted:
     """Repeat the choice with a harder limit until the finished model keeps to ``max_drop``."""
+    asked, most = weighed.asked
     limit: float | None = None
     best: tuple[float, Fitted] | None = None
     tried: list[tuple[str, ...]] = []
@@ -100,15 +102,17 @@ def _within(
             break
         tried.append(chosen.plan.int8_nodes)
         scales = numbers(chosen.plan)
-        reached = weighed.divergence(chosen.plan, scales)
-        if best is None or reached < best[0]:
-            best = reached, Fitted(chosen, scales, {**summary, "max_drop": max_drop, "reached": reached})
-        if reached <= max_drop or not chosen.plan.int8_nodes:
+        reached = weighed.reached(chosen.plan, scales)
+        if best is None or reached.value < best[0]:
+            found = {**summary, "max_drop": asked, "reached": reached.value, **reached.details}
+            best = reached.value, Fitted(chosen, scales, found)
+        if reached.value <= most or not chosen.plan.int8_nodes:
             break
-        limit = TIGHTER * predicted * max_drop / reached
+        limit = TIGHTER * predicted * weighed.share_of(most, reached)
     assert best is not None
-    if best[0] > max_drop:
-        logger.warning("divergence %.3g is above max_drop %.3g: no choice found reaches it", best[0], max_drop)
+    if best[0] > most:
+        what = "divergence" if isinstance(asked, float) else "loss of top-1"
+        logger.warning("%s %.3g is above max_drop %s: no choice found reaches it", what, best[0], asked)
     return best[1]
 
 
@@ -119,6 +123,10 @@ class _Weighed:
         self._work, self._decision = work, decision
         self._judge: Divergence | None = None
         self._proto = model_to_proto(work.model)
+        self._top1: Top1 | None = None
+        if work.config.max_loss is not None:
+            assert work.labels is not None
+            self._top1 = Top1(self._proto, work.source, work.labels, work.config.threads)
         self._loss = choose_loss(self._proto, work.shapes)
         self._effects: Effects = measure_effects(
             self._proto,
@@ -176,10 +184,28 @@ class _Weighed:
         predicted = front.steps[-1].divergence if front.steps else front.divergence
         return decide(chosen) if chosen else self._decision, predicted, summary
 
-    def divergence(self, plan: Plan, scales: Scales) -> float:
-        """Divergence of the finished model's outputs on the calibration samples."""
+    @property
+    def asked(self) -> tuple[float | str, float]:
+        """``max_drop`` as it was asked for, and the number that what is reached must not exceed."""
+        config = self._work.config
+        assert config.max_drop is not None
+        return config.max_drop, float(config.max_drop) if config.max_loss is None else config.max_loss
+
+    def reached(self, plan: Plan, scales: Scales) -> Reached:
+        """What the finished model reaches on the calibration samples: its divergence, or its loss of top-1."""
+        work = self._work
+        quantized = model_to_proto(insert_qdq(work.model, plan, scales.qparams, scales.parameters))
+        if self._top1 is not None:
+            return self._top1.of(quantized)
         if self._judge is None:
-            batches = [feeds for _, feeds in self._work.source]
-            self._judge = Divergence(self._proto, self._loss, batches, self._work.config.threads)
-        quantized = model_to_proto(insert_qdq(self._work.model, plan, scales.qparams, scales.parameters))
-        return self._judge.of(self._judge.session(quantized))
+            batches = [feeds for _, feeds in work.source]
+            self._judge = Divergence(self._proto, self._loss, batches, work.config.threads)
+        return Reached(self._judge.of(self._judge.session(quantized)))
+
+    def share_of(self, most: float, reached: Reached) -> float:
+        """Share of the predicted divergence that the next choice may have.
+
+        Few samples tell little: a loss of top-1 makes the limit at most ``LEAST_SHARE`` as large in one step.
+        """
+        least = 0.0 if self._top1 is None else LEAST_SHARE
+        return max(most / reached.value, least)

@@ -73,7 +73,9 @@ MAY_IMPORT = {
         "tasks",
     },
     "precision": {"backward", "costs", "numerics", "placement", "runtime"},
+    "limits": {"calibration", "labels", "runtime"},
     "mixed_precision": {
+        "limits",
         "backward",
         "costs",
         "graph",
