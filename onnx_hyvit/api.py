@@ -279,6 +279,7 @@ def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantCo
     settings = {key: value for key, value in config.to_dict().items() if key not in ("cache", "verify")}
     settings["target"] = asdict(adapted_target(config))
     settings["int8"] = list(plan.int8_nodes)
+    settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)
     return BlockCache(default_cache_folder(), run_key(__version__, proto, source.fingerprint(), settings))
 

@@ -64,7 +64,7 @@ def quantize(
         Path, typer.Option(help="Folder of images, .npz keyed by input name, or .npy for a one-input model.")
     ],
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
-    bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>: w8a8, w6a6, w8a16...")] = None,
+    bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>: w8a8, w6a6, w8a16...; or auto.")] = None,
     target: Annotated[str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,

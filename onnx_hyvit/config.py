@@ -61,7 +61,8 @@ class QuantConfig:
     Args:
         recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
         bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is. Activations may
-            also have 16 bits, for targets that have kernels for them; that raises ``opset`` to 21.
+            also have 16 bits, for targets that have kernels for them; that raises ``opset`` to 21. ``auto`` is w8a8
+            with 4 bits for as many small weights as keep the outputs close, see ``weight_widths``.
         target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
@@ -139,8 +140,8 @@ class QuantConfig:
         self._check_max_drop()
         self._parse_bits()
         check_field_types(self)
-        if self.pack_int4 and self.weight_bits > 4:
-            raise ConfigError(f"pack_int4 needs weights of 4 bits or fewer, for example bits w4a8; found {self.bits}")
+        if self.pack_int4 and self.weight_bits > 4 and not self.is_auto:
+            raise ConfigError(f"pack_int4 needs weights of 4 bits or fewer: bits w4a8 or auto; found {self.bits}")
 
     def _check_max_drop(self) -> None:
         value, percent = self.max_drop, False
@@ -162,11 +163,18 @@ class QuantConfig:
         return float(self.max_drop[:-1]) / 100 if isinstance(self.max_drop, str) else None
 
     def _parse_bits(self) -> tuple[int, int]:
+        if self.is_auto:
+            return 8, 8
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
         widths = tuple(int(group) for group in found.groups()) if found else ()
         if len(widths) != 2 or widths[0] not in WEIGHT_BITS or widths[1] not in ACTIVATION_BITS:
-            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, or w2a16 to w8a16")
+            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, w2a16 to w8a16, or auto")
         return widths[0], widths[1]
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether each weight gets 4 or 8 bits by what it does to the outputs."""
+        return isinstance(self.bits, str) and self.bits.lower() == "auto"
 
     @property
     def weight_bits(self) -> int:

@@ -204,6 +204,12 @@ def _precision(out: Console, found: dict[str, Any] | None) -> None:
             f"  {nodes} nodes taken back to float for accuracy: predicted divergence {start:.2g} -> "
             f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
         )
+    if widths := found.get("widths"):
+        narrow = [entry for entry in widths["weights"] if entry["bits"] == 4]
+        out.print(
+            f"  {len(narrow)} of {len(widths['weights'])} weights have 4 bits, which saves "
+            f"{_bytes(widths['saved_bytes'])} packed as INT4 (the report says which and why)"
+        )
     if "reached" in found:
         out.print(f"  {_limit(found)}")
 

@@ -19,10 +19,11 @@ from .limits import Reached, Top1
 from .numerics import QParams
 from .placement import Plan
 from .planning import Decision
-from .precision import Budget, Effects, find_front, measure_effects
+from .precision import NARROW_BITS, Budget, Effects, find_front, measure_effects
 from .reconstruct import BlockCache, Divergence
 from .runtime import Progress
 from .scales import Scales, Work, find_scales, first_scales
+from .weight_widths import DIVERGENCE, LEFT, NarrowWeights, describe_widths, predicted_of
 
 logger = logging.getLogger(__name__)
 SAMPLES = 16
@@ -81,6 +82,8 @@ def fit_precision(
     def numbers(plan: Plan) -> Scales:
         return find_scales(work, plan, first, cache_for(plan), progress)
 
+    if work.config.is_auto:
+        return _fit_widths(work, _Weighed(work, decision, first), decide, first, cache_for, spend, progress)
     if not spend and max_drop is None:
         return Fitted(decision, numbers(decision.plan))
     weighed = _Weighed(work, decision, first)
@@ -88,6 +91,47 @@ def fit_precision(
         chosen, _, summary = weighed.choose(decide, None, spend)
         return Fitted(chosen, numbers(chosen.plan), summary)
     return _within(weighed, decide, numbers, spend)
+
+
+def _fit_widths(
+    work: Work,
+    weighed: _Weighed,
+    decide: Decide,
+    first: Mapping[str, QParams],
+    cache_for: Callable[[Plan], BlockCache | None],
+    spend: bool,
+    progress: Progress | None,
+) -> Fitted:
+    """Give 4 bits to weights until the finished model would no longer keep to the limit.
+
+    Where not even 8 bits keep to a ``max_drop``, nodes go back to float.
+    """
+    chosen, predicted, summary = weighed.choose(decide, None, spend)
+    choice = NarrowWeights(work, chosen.plan, weighed.loss)
+    asked, most = weighed.asked
+    limit = (most if isinstance(asked, float) else DIVERGENCE) / LEFT
+
+    def numbers(plan: Plan) -> Scales:
+        return find_scales(work, plan, {**first, **choice.scales_of(plan)}, cache_for(plan), progress)
+
+    for trial in range(ROUNDS):
+        widths = choice.within(predicted, limit if trial < ROUNDS - 1 else 0.0)
+        narrow = frozenset(width.weight for width in widths if width.bits == NARROW_BITS)
+        plan = chosen.plan.with_weight_bits(narrow, NARROW_BITS)
+        if not narrow and work.config.max_drop is not None:
+            fitted = _within(weighed, decide, numbers, spend)
+            return replace(fitted, summary={**(fitted.summary or {}), "widths": describe_widths(widths, most, None)})
+        scales = numbers(plan)
+        reached = weighed.reached(plan, scales)
+        if reached.value <= most or not narrow:
+            break
+        limit = TIGHTER * min(limit, predicted + predicted_of(widths)) * max(LEAST_SHARE, most / reached.value)
+    found = {**summary, "widths": describe_widths(widths, most, reached.value)}
+    if work.config.max_drop is not None:
+        found |= {"max_drop": asked, "reached": reached.value, **reached.details}
+    elif reached.value > most:
+        logger.warning("divergence %.3g is above %.3g with 8 bits already: no weight got 4 bits", reached.value, most)
+    return Fitted(replace(chosen, plan=plan, narrow=narrow), scales, found)
 
 
 def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool) -> Fitted:
@@ -127,14 +171,14 @@ class _Weighed:
         if work.config.max_loss is not None:
             assert work.labels is not None
             self._top1 = Top1(self._proto, work.source, work.labels, work.config.threads)
-        self._loss = choose_loss(self._proto, work.shapes)
+        self.loss = choose_loss(self._proto, work.shapes)
         self._effects: Effects = measure_effects(
             self._proto,
             decision.plan,
             first,
             work.shapes,
             (feeds for _, feeds in work.source),
-            self._loss,
+            self.loss,
             samples=SAMPLES,
             seed=work.config.seed,
             threads=work.config.threads,
@@ -166,7 +210,7 @@ class _Weighed:
             spend: Whether the objective has a budget at all.
         """
         config = self._work.config
-        asked = (config.weight_bits, config.activation_bits) != (8, 8)
+        asked = config.is_auto or (config.weight_bits, config.activation_bits) != (8, 8)
         budget = BUDGETS[config.objective] if spend else NOTHING
         budget = replace(budget, limit=limit, layers=budget.layers and not asked)
         care = None if self._profile else LAYERS_COST
@@ -174,7 +218,7 @@ class _Weighed:
             self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
         )
         summary = {
-            "loss": self._loss.describe(),
+            "loss": self.loss.describe(),
             "costs": self._costs.target,
             "borrowed": self._profile is None,
             **front.to_dict(),
@@ -186,9 +230,10 @@ class _Weighed:
 
     @property
     def asked(self) -> tuple[float | str, float]:
-        """``max_drop`` as it was asked for, and the number that what is reached must not exceed."""
+        """``max_drop`` as it was asked for (else ``DIVERGENCE``), and what the number reached must not exceed."""
         config = self._work.config
-        assert config.max_drop is not None
+        if config.max_drop is None:
+            return DIVERGENCE, DIVERGENCE
         return config.max_drop, float(config.max_drop) if config.max_loss is None else config.max_loss
 
     def reached(self, plan: Plan, scales: Scales) -> Reached:
@@ -199,7 +244,7 @@ class _Weighed:
             return self._top1.of(quantized)
         if self._judge is None:
             batches = [feeds for _, feeds in work.source]
-            self._judge = Divergence(self._proto, self._loss, batches, work.config.threads)
+            self._judge = Divergence(self._proto, self.loss, batches, work.config.threads)
         return Reached(self._judge.of(self._judge.session(quantized)))
 
     def share_of(self, most: float, reached: Reached) -> float:

@@ -25,6 +25,7 @@ class Decision:
         profile: Costs that decided, None when the target's rules did alone.
         choice: What the costs said, None without a profile.
         more_float: Further nodes that are float, each with the reason.
+        narrow: Weights that got 4 bits.
     """
 
     plan: Plan
@@ -32,6 +33,7 @@ class Decision:
     profile: Profile | None = None
     choice: Choice | None = None
     more_float: Mapping[str, str] = field(default_factory=dict)
+    narrow: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""

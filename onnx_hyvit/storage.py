@@ -84,6 +84,8 @@ def describe_storage(config: QuantConfig, target: Target, packed: Packed | None)
         notes.append(f"int16-activations: model: not accelerated: {whose} has no 16-bit kernels, layers run in float")
         if target.cpu_kernels:
             notes.append(f"int16-activations: model: {_GEMM_NOTE}")
+    if config.is_auto and packed is None:
+        notes.append("weight-widths: model: 4-bit weights in 8-bit containers make no file smaller; add pack_int4")
     if packed is None:
         return {}, notes
     saved = packed.bytes_before - packed.bytes_after

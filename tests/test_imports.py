@@ -74,7 +74,9 @@ MAY_IMPORT = {
     },
     "precision": {"backward", "costs", "numerics", "placement", "runtime"},
     "limits": {"calibration", "labels", "runtime"},
+    "weight_widths": {"backward", "calibrate", "graph", "numerics", "placement", "precision", "scales"},
     "mixed_precision": {
+        "weight_widths",
         "limits",
         "backward",
         "costs",
@@ -94,6 +96,7 @@ MAY_IMPORT = {
         "mixed_precision",
         "numerics",
         "placement",
+        "precision",
         "runtime",
         "scales",
         "speed_check",

@@ -93,5 +93,5 @@ def test_a_target_that_takes_8_bits_only_refuses(proto):
 
 @pytest.mark.parametrize("bits", ["w8a12", "w16a16", "w8a9", "w1a16"])
 def test_other_widths_are_refused(bits):
-    with pytest.raises(ConfigError, match="expected w2a2 to w8a8, or w2a16 to w8a16"):
+    with pytest.raises(ConfigError, match="expected w2a2 to w8a8, w2a16 to w8a16, or auto"):
         QuantConfig(bits=bits)
