@@ -26,6 +26,7 @@ from .graph.io import model_bytes
 from .insert_qdq import insert_qdq
 from .keep_fast import keep_fast
 from .kernel_audit import audit
+from .limits import read_labels
 from .mixed_precision import Decide, Fitted, fit_precision
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
@@ -42,6 +43,7 @@ from .reconstruct import (
 )
 from .runtime import Progress, observe, samples_that_fit
 from .scales import Work
+from .storage import check_storage, describe_storage, load_for, pack_weights
 from .targets import Target, check_target, load_target
 from .tasks import Workers, check_jobs, local_processes
 from .validate import Finding, validate
@@ -95,6 +97,7 @@ def quantize(
     skip_unreadable: bool = False,
     jobs: int = 1,
     executor: Executor | None = None,
+    labels: str | os.PathLike[str] | np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> QuantResult:
     """Quantize a float ONNX model to int8 (QDQ form).
@@ -110,6 +113,8 @@ def quantize(
         jobs: Blocks that are reconstructed at the same time, in processes of their own, where the recipe's blocks are
             independent (``ptq4vit``); the result does not depend on it. See ``quantize_many``, too.
         executor: Runs the blocks instead of local processes.
+        labels: Class numbers of the calibration samples, for a ``max_drop`` in percent: an array, or a file as for
+            ``compare``.
         progress: Called as ``progress(done, total, text)`` during long work.
 
     Returns:
@@ -120,7 +125,7 @@ def quantize(
     """
     config = config or QuantConfig()
     with _block_workers(find_recipe(config.recipe), jobs, executor) as workers:
-        return _quantize(model, output, calibration, config, preprocess, skip_unreadable, workers, progress)
+        return _quantize(model, output, calibration, config, preprocess, skip_unreadable, labels, workers, progress)
 
 
 def _block_workers(recipe: Recipe, jobs: int, executor: Executor | None) -> AbstractContextManager[Workers | None]:
@@ -139,19 +144,22 @@ def _quantize(
     config: QuantConfig,
     preprocess: calib.Preprocess | str | os.PathLike[str] | None,
     skip_unreadable: bool,
+    labels: str | os.PathLike[str] | np.ndarray | None,
     workers: Workers | None,
     progress: Progress | None,
 ) -> QuantResult:
     started = time.perf_counter()
     recipe, target = find_recipe(config.recipe), adapted_target(config)
+    check_storage(target, config)
+    truth = read_labels(labels, config)
     if output is not None:
         check_output(output, model)
-    loaded = load_model(model, config.opset)
+    loaded = load_for(model, config)
     float_size = model_bytes(model)
     names = check_node_names(loaded, config.float_nodes)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     prepared = prepare(loaded, config, input_shapes(source))
-    scaled = _scale(prepared, names, source, recipe, target, config, workers, progress)
+    scaled = _scale(prepared, names, source, recipe, target, config, truth, workers, progress)
     prepared, fitted = scaled.prepared, scaled.fitted
     plan, scales = fitted.decision.plan, fitted.scales
     quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
@@ -159,7 +167,10 @@ def _quantize(
     if config.verify_speed:
         quantized, plan, scales, check = keep_fast(model, quantized, scaled.work, scaled.decide, fitted, progress)
         if precision and scales is not fitted.scales:
+            precision.pop("top1", None)
             precision.pop("reached", None)  # of a model that was not kept; blocks in float only come closer
+    packed = pack_weights(quantized, prepared.model, plan) if config.pack_int4 else None
+    stored, notes = describe_storage(config, target, packed)
     findings = []
     if config.verify and plan.int8_nodes:
         findings = _validate(quantized, model_to_proto(prepared.model), source, target, config)
@@ -179,8 +190,8 @@ def _quantize(
             "warnings": list(source.warnings),
         },
         "audit": audit(quantized, config=target.session).to_dict(),
-        "findings": [str(finding) for finding in findings],
-        "size": {"float_bytes": float_size, "int8_bytes": quantized.ByteSize()},
+        "findings": [*notes, *(str(finding) for finding in findings)],
+        "size": {"float_bytes": float_size, "int8_bytes": quantized.ByteSize(), **stored},
     }
     path = None
     if output is not None:
@@ -211,6 +222,7 @@ def _scale(
     recipe: Recipe,
     target: Target,
     config: QuantConfig,
+    labels: Mapping[str, int] | np.ndarray | None,
     workers: Workers | None,
     progress: Progress | None,
 ) -> _Scaled:
@@ -245,7 +257,7 @@ def _scale(
     def with_more(more: Mapping[str, str]) -> Decision:
         return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
 
-    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers)
+    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     return _Scaled(prepared, work, with_more, fitted, granularity, tuple(caches))
 
@@ -273,6 +285,7 @@ def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantCo
     settings = {key: value for key, value in config.to_dict().items() if key not in ("cache", "verify")}
     settings["target"] = asdict(adapted_target(config))
     settings["int8"] = list(plan.int8_nodes)
+    settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)
     return BlockCache(default_cache_folder(), run_key(__version__, proto, source.fingerprint(), settings))
 
@@ -289,10 +302,12 @@ def _validate(
         config=target.session,
         cpu_kernels=target.cpu_kernels,
     )
-    if target.float_bias:
-        findings = [finding for finding in findings if finding.kind != "float-bias"]
-    if config.mode == "full":  # pairs around what computes in float are what was asked for
-        findings = [finding for finding in findings if finding.kind != "orphan-pair"]
+    known = {"float-bias"} if target.float_bias else set()
+    if config.pack_int4:
+        known.add("narrow-container")  # told once for all of them
+    if config.mode == "full":
+        known.add("orphan-pair")  # pairs around what computes in float are what was asked for
+    findings = [finding for finding in findings if finding.kind not in known]
     breaches = check_target(quantized, target)
     return findings + [Finding("target", breach.node, f"{breach.problem}; {breach.advice}") for breach in breaches]
 

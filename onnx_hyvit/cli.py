@@ -64,7 +64,7 @@ def quantize(
         Path, typer.Option(help="Folder of images, .npz keyed by input name, or .npy for a one-input model.")
     ],
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
-    bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>, for example w8a8 or w6a6.")] = None,
+    bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>: w8a8, w6a6, w8a16...; or auto.")] = None,
     target: Annotated[str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
@@ -89,11 +89,18 @@ def quantize(
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest divergence from float (KL, nats); nodes go back to float until then.")
+        str | None,
+        typer.Option(help="Largest divergence from float (KL, nats), or with --labels loss of top-1, as in 0.5%."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels of --calib for a --max-drop in percent: .npy, .txt or .csv.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that work at the same time; they share --threads.")] = 1,
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on this dask cluster instead (tcp://host:8786).")
+    ] = None,
+    pack_int4: Annotated[
+        bool | None, typer.Option("--pack-int4", help="Store weights of 4 bits or fewer as INT4, two in a byte.")
     ] = None,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
@@ -121,6 +128,7 @@ def quantize(
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
         "max_drop": max_drop,
+        "pack_int4": pack_int4,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     with _errors(verbose), _progress(quiet or as_json) as progress:
@@ -137,6 +145,7 @@ def quantize(
                 "config": settings,
                 "preprocess": preprocess,
                 "skip_unreadable": skip_unreadable,
+                "labels": labels,
                 "jobs": jobs,
                 "executor": executor,
                 "progress": progress,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from . import calibration as calib
-from .errors import CalibrationError, ModelError
+from .errors import ModelError
 from .graph.io import model_bytes, read_proto
 from .kernel_audit import audit
-from .labels import load_labels
+from .labels import labels_of, load_labels
 from .runtime import Session, benchmark, make_session
 from .validate import compare_fused, find_saturation
 
@@ -220,28 +219,16 @@ def _run_both(
         for name in names:
             if expected[name].dtype.kind == "f":
                 meters[name].update(expected[name], found[name])
+        known = None if truth is None else labels_of(ids, truth)
         first = expected[names[0]]
         if first.ndim >= 2 and first.shape[-1] > 1:
-            scores.update(first, found[names[0]], _labels_of(ids, truth))
+            scores.update(first, found[names[0]], known)
         if watch is not None:
-            watch(source, ids, feeds, expected, found, _labels_of(ids, truth))
+            watch(source, ids, feeds, expected, found, known)
         done += len(ids)
         if progress is not None:
             progress(done, len(source), "comparing")
     return meters, scores
-
-
-def _labels_of(ids: Sequence[Any], truth: dict[str, int] | np.ndarray | None) -> list[int] | None:
-    if truth is None:
-        return None
-    found = []
-    for sample in ids:
-        key = sample if isinstance(truth, np.ndarray) else Path(str(sample)).name
-        try:
-            found.append(int(truth[key]))
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise CalibrationError(f"labels: there is none for sample {sample!r} ({len(truth)} labels)") from None
-    return found
 
 
 def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source: calib.Source) -> list[dict[str, Any]]:

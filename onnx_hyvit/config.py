@@ -19,8 +19,18 @@ OBJECTIVES = ("balanced", "speed", "size")
 MODES = ("partial", "full")
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
+WEIGHT_BITS = range(2, 9)
+ACTIVATION_BITS = (*range(2, 9), 16)
+WIDE_OPSET = 21  # the first with INT4 and 16-bit codes
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kKmMgGtT])(?:i?[bB])?)?")
 _BITS = re.compile(r"w(\d+)a(\d+)")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -51,7 +61,9 @@ class QuantConfig:
 
     Args:
         recipe: Name of a recipe (see ``onnx_hyvit.recipes``): which ranges, which search.
-        bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is.
+        bits: ``w<weights>a<activations>``, 2 to 8 bits each; ``w8a8`` runs on int8 kernels as it is. Activations may
+            also have 16 bits, for targets that have kernels for them; that raises ``opset`` to 21. ``auto`` is w8a8
+            with 4 bits for as many small weights as keep the outputs close, see ``weight_widths``.
         mode: What is quantized: ``partial`` (where int8 kernels pay), or ``full``: also attention products, and what
             softmax, norms and activation functions read and write, as the target's file allows; for accelerators that
             have integers only. Speed decides nothing then, and no node goes back to float for its error.
@@ -77,7 +89,10 @@ class QuantConfig:
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
-            until it holds. None sets no limit.
+            until it holds. Text such as ``0.5%`` is the largest loss of top-1 on labelled calibration samples instead.
+            None sets no limit.
+        pack_int4: Store weights of 4 bits or fewer as ONNX INT4, two in a byte, instead of in 8-bit containers; raises
+            ``opset`` to 21. ONNX Runtime's CPU runs such layers in float.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
             is not slower. Clocks decide, so two runs may differ.
     """
@@ -103,7 +118,8 @@ class QuantConfig:
     objective: str = "balanced"
     profile: str | None = None
     verify_speed: bool = False
-    max_drop: float | None = None
+    max_drop: float | str | None = None
+    pack_int4: bool = False
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
@@ -131,14 +147,27 @@ class QuantConfig:
         self._check_mode()
         self._parse_bits()
         check_field_types(self)
+        if self.pack_int4 and self.weight_bits > 4 and not self.is_auto:
+            raise ConfigError(f"pack_int4 needs weights of 4 bits or fewer: bits w4a8 or auto; found {self.bits}")
 
     def _check_max_drop(self) -> None:
-        value = self.max_drop
+        value, percent = self.max_drop, False
         if value is None:
             return
+        if isinstance(value, str):
+            text = value.strip()
+            percent = text.endswith("%")
+            value = _number(text.removesuffix("%"))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ConfigError(f"max_drop must be a number of at least 0, found {value!r}")
-        object.__setattr__(self, "max_drop", float(value))
+            raise ConfigError(f"max_drop must be a number of at least 0, or a percentage; found {self.max_drop!r}")
+        if percent and value > 100:
+            raise ConfigError(f"max_drop must be at most 100%, found {self.max_drop!r}")
+        object.__setattr__(self, "max_drop", f"{value:g}%" if percent else float(value))
+
+    @property
+    def max_loss(self) -> float | None:
+        """Largest loss of top-1, 0 to 1; None where ``max_drop`` is a divergence or not set."""
+        return float(self.max_drop[:-1]) / 100 if isinstance(self.max_drop, str) else None
 
     def _check_mode(self) -> None:
         for name, wanted in (("max_drop", self.max_drop is not None), ("verify_speed", self.verify_speed)):
@@ -146,11 +175,18 @@ class QuantConfig:
                 raise ConfigError(f"{name} takes nodes back to float, which mode full rules out; choose one of the two")
 
     def _parse_bits(self) -> tuple[int, int]:
+        if self.is_auto:
+            return 8, 8
         found = _BITS.fullmatch(self.bits.lower()) if isinstance(self.bits, str) else None
         widths = tuple(int(group) for group in found.groups()) if found else ()
-        if len(widths) != 2 or not all(2 <= width <= 8 for width in widths):
-            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, for example w8a8")
+        if len(widths) != 2 or widths[0] not in WEIGHT_BITS or widths[1] not in ACTIVATION_BITS:
+            raise ConfigError(f"bits {self.bits!r} is not understood; expected w2a2 to w8a8, w2a16 to w8a16, or auto")
         return widths[0], widths[1]
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether each weight gets 4 or 8 bits by what it does to the outputs."""
+        return isinstance(self.bits, str) and self.bits.lower() == "auto"
 
     @property
     def weight_bits(self) -> int:
@@ -161,6 +197,16 @@ class QuantConfig:
     def activation_bits(self) -> int:
         """Bits of an activation code."""
         return self._parse_bits()[1]
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the result needs opset 21 for the types of its codes."""
+        return self.pack_int4 or self.activation_bits > 8
+
+    @property
+    def needed_opset(self) -> int:
+        """Opset of the result: ``opset``, or the first that has the types of its codes."""
+        return max(self.opset, WIDE_OPSET) if self.is_wide else self.opset
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some settings changed, validated again."""

@@ -172,6 +172,8 @@ def quantized(report: dict[str, Any]) -> None:
         f"  size {_bytes(size['float_bytes'])} -> {_bytes(size['int8_bytes'])} ({ratio:.1f}x smaller), "
         f"{report['seconds']:.1f} s"
     )
+    if size.get("int4_weights"):
+        out.print(f"  {size['int4_weights']} weights as INT4, which saves {_bytes(size['int4_saved_bytes'])}")
     if report.get("output"):
         out.print(f"[bold green]Written[/] {escape(report['output'])}")
 
@@ -207,10 +209,28 @@ def _precision(out: Console, found: dict[str, Any] | None) -> None:
             f"  {nodes} nodes taken back to float for accuracy: predicted divergence {start:.2g} -> "
             f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
         )
+    if widths := found.get("widths"):
+        narrow = [entry for entry in widths["weights"] if entry["bits"] == 4]
+        out.print(
+            f"  {len(narrow)} of {len(widths['weights'])} weights have 4 bits, which saves "
+            f"{_bytes(widths['saved_bytes'])} packed as INT4 (the report says which and why)"
+        )
     if "reached" in found:
-        held = found["reached"] <= found["max_drop"]
-        style = "green" if held else "bold red"
-        out.print(f"  [{style}]divergence {found['reached']:.3g}, asked for at most {found['max_drop']:.3g}[/]")
+        out.print(f"  {_limit(found)}")
+
+
+def _limit(found: dict[str, Any]) -> str:
+    """What was asked for with ``max_drop`` and what was reached, with markup."""
+    asked, reached, top1 = found["max_drop"], found["reached"], found.get("top1")
+    if top1 is None:
+        style = "green" if reached <= asked else "bold red"
+        return f"[{style}]divergence {reached:.3g}, asked for at most {asked:.3g}[/]"
+    style = "green" if reached <= float(asked.removesuffix("%")) / 100 else "bold red"
+    return (
+        f"[{style}]top-1 {top1['float']:.1%} -> {top1['int8']:.1%} on {top1['samples']} labelled samples, loss "
+        f"{reached:.1%}, asked for at most {asked}[/] (one sample is {top1['one_sample']:.1%}, the standard error "
+        f"{top1['standard_error']:.1%})"
+    )
 
 
 def _reconstruction(out: Console, found: dict[str, Any] | None) -> None:

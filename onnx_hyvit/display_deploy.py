@@ -92,6 +92,8 @@ def audited(report: dict[str, Any]) -> None:
         f"  {counts['int8']} int8 kernels; {counts['float_weighted']} float layers; "
         f"{products} float products of activations"
     )
+    if by_type := len(report["float_by_type"]):
+        out.print(f"  {by_type} of the float layers have INT4 or 16-bit codes, for which there are no int8 kernels")
     for key, text in FAULTS.items():
         if report[key]:
             out.print(f"  [red]{len(report[key])} {text}[/]")

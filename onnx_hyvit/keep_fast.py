@@ -12,6 +12,7 @@ from .insert_qdq import insert_qdq
 from .mixed_precision import Decide, Fitted
 from .numerics import QParams
 from .placement import Plan
+from .precision import NARROW_BITS
 from .runtime import ModelSource, Progress, Session, make_session
 from .scales import Scales, Work, find_scales
 from .speed_check import SpeedCheck, check_speed, group_by_block
@@ -43,7 +44,8 @@ def keep_fast(
     rewritten = model_to_proto(work.model)
 
     def plan_with(more: Mapping[str, str]) -> Plan:
-        return decide({**fitted.decision.more_float, **more}).plan
+        plan = decide({**fitted.decision.more_float, **more}).plan
+        return plan.with_weight_bits(fitted.decision.narrow, NARROW_BITS)
 
     def build(more: Mapping[str, str]) -> onnx.ModelProto:
         return _for_timing(work.model, plan_with(more), fitted.scales)

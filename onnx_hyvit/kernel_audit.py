@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from .graph.float_types import FloatTypes, find_float_types
 from .graph.io import read_proto
 from .runtime import optimized_model
 
@@ -80,6 +81,8 @@ class Audit:
         dequantized_weights: Initializers that are dequantized in every run, with their reader.
         bad_kernels: Int8 kernels that are slow or wrong.
         orphan_pairs: Q directly followed by DQ: costs time and accuracy, and no int8 kernel lies between.
+        float_by_type: Layers in float because their codes are INT4 or have 16 bits, for which the CPU has no kernels.
+            Nobody stores these by accident, so such layers, what they read and the pairs around them are no faults.
         counts: Lengths of these lists, and ``float_weighted``.
         operators: How often each operator occurs in the optimised graph.
     """
@@ -90,6 +93,7 @@ class Audit:
     dequantized_weights: tuple[Kernel, ...]
     bad_kernels: tuple[Kernel, ...]
     orphan_pairs: tuple[Kernel, ...]
+    float_by_type: tuple[Kernel, ...]
     counts: dict[str, int]
     operators: dict[str, int]
 
@@ -104,6 +108,7 @@ class Audit:
             "int8": [kernel.node for kernel in self.int8],
             "float": [kernel.node for kernel in self.float],
             **{key: [dataclasses.asdict(kernel) for kernel in getattr(self, key)] for key in FAULTS},
+            "float_by_type": [kernel.node for kernel in self.float_by_type],
             "counts": dict(self.counts),
             "operators": dict(self.operators),
         }
@@ -141,12 +146,14 @@ def audit(
             groups["float"].append(kernel)
         if node.op_type in BAD_KERNELS:
             bad.append(dataclasses.replace(kernel, detail=BAD_KERNELS[node.op_type]))
+    excused, stored = find_float_types(proto.graph), _float_int8_weights(groups["float"], proto.graph)
     lists = {
         **groups,
-        "float_int8_weights": _float_int8_weights(groups["float"], proto.graph),
-        "dequantized_weights": _dequantized_weights(graph, names),
+        "float_int8_weights": [kernel for kernel in stored if kernel.node not in excused.layers],
+        "dequantized_weights": _dequantized_weights(graph, names, excused),
         "bad_kernels": bad,
-        "orphan_pairs": _orphan_pairs(graph, names),
+        "orphan_pairs": _orphan_pairs(graph, names, excused),
+        "float_by_type": [kernel for kernel in stored if kernel.node in excused.layers],
     }
     counts = {key: len(value) for key, value in lists.items()}
     counts["float_weighted"] = sum(kernel.weighted for kernel in lists["float"])
@@ -214,7 +221,7 @@ def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str]) -> list[Kernel]:
+def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
     initializers = {tensor.name for tensor in graph.initializer}
     readers = _readers(graph)
     outputs = {value.name for value in graph.output}
@@ -223,6 +230,8 @@ def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str]) -> li
         if node.op_type != "DequantizeLinear" or node.input[0] not in initializers:
             continue
         users = readers.get(node.output[0], [])
+        if node.input[0] in excused.tensors or any(original_name(u.name, names) in excused.layers for u in users):
+            continue
         if users or node.output[0] in outputs:
             reader = users[0].op_type if users else "graph output"
             detail = f"{node.input[0]}, read by {reader}"
@@ -230,7 +239,7 @@ def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str]) -> li
     return found
 
 
-def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str]) -> list[Kernel]:
+def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
     readers = _readers(graph)
     outputs = {value.name for value in graph.output}
     found = []
@@ -242,6 +251,8 @@ def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str]) -> list[Kern
             users = readers.get(users[0].output[0], [])
         if all(user.op_type == "DequantizeLinear" for user in users):
             name = original_name(node.name, names)
-            if name in names:  # else the layout pass of the runtime put it there: exact, and not ours to remove
+            if (
+                name in names and name not in excused.pairs
+            ):  # else the layout pass of the runtime put it there: exact, and not ours to remove
                 found.append(Kernel(name, node.op_type, detail=f"tensor {node.input[0]}"))
     return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +47,26 @@ def load_labels(labels: str | os.PathLike[str] | np.ndarray) -> dict[str, int] |
         return np.asarray([int(line) for line in lines if line.strip()], np.int64)
     except (ValueError, OverflowError) as error:
         raise CalibrationError(f"{path}: expected one class number a line ({error})") from error
+
+
+def labels_of(ids: Sequence[Any], labels: Mapping[str, int] | np.ndarray) -> list[int]:
+    """Class numbers of samples.
+
+    Args:
+        ids: What calibration data call the samples: positions, or paths of images.
+        labels: What ``load_labels`` gave.
+
+    Raises:
+        CalibrationError: A sample has none; names it.
+    """
+    found = []
+    for sample in ids:
+        key = sample if isinstance(labels, np.ndarray) else Path(str(sample)).name
+        try:
+            found.append(int(labels[key]))
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise CalibrationError(f"labels: there is none for sample {sample!r} ({len(labels)} labels)") from None
+    return found
 
 
 def _checked(values: np.ndarray, name: str) -> np.ndarray:

@@ -63,6 +63,7 @@ class ModelTask:
         recipe: The recipe that they name, which a worker may not know.
         preprocess: See ``quantize``.
         skip_unreadable: See ``quantize``.
+        labels: See ``quantize``.
         level: From which level on what is logged comes back.
     """
 
@@ -72,6 +73,7 @@ class ModelTask:
     recipe: Recipe
     preprocess: Preprocess | PathLike | None = None
     skip_unreadable: bool = False
+    labels: PathLike | np.ndarray | None = field(default=None, repr=False)
     level: int = logging.WARNING
 
 
@@ -94,6 +96,7 @@ def quantize_many(
     config: QuantConfig | None = None,
     preprocess: Preprocess | PathLike | None = None,
     skip_unreadable: bool = False,
+    labels: PathLike | np.ndarray | None = None,
     jobs: int = 1,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -110,6 +113,7 @@ def quantize_many(
         config: Settings; ``threads`` and ``max_memory`` are divided by ``jobs``.
         preprocess: As for ``quantize``.
         skip_unreadable: As for ``quantize``.
+        labels: As for ``quantize``.
         jobs: Models at the same time on this machine, each in a process of its own; 1 stays in this process.
         executor: Runs the models instead of local processes: any ``concurrent.futures.Executor``, such as that of a
             dask ``Client``. Its workers must see the same paths.
@@ -129,7 +133,7 @@ def quantize_many(
     here = executor is None and (jobs == 1 or len(paths) == 1)
     level = logging.getLogger(__name__).getEffectiveLevel()
     each = config if here else _share(config, jobs)
-    tasks = [ModelTask(path, calibration, each, recipe, preprocess, skip_unreadable, level) for path in paths]
+    tasks = [ModelTask(path, calibration, each, recipe, preprocess, skip_unreadable, labels, level) for path in paths]
     if here:
         return [_alone(task, Path(folder), jobs, progress, len(paths) > 1) for task in tasks]
     found: dict[Path, ModelResult] = {}
@@ -184,6 +188,7 @@ def quantize_task(task: ModelTask, jobs: int = 1, progress: Progress | None = No
             config=task.config,
             preprocess=task.preprocess,
             skip_unreadable=task.skip_unreadable,
+            labels=task.labels,
             jobs=jobs,
             progress=progress,
         )

@@ -1,6 +1,7 @@
 """The pipeline's step from a plan to numbers: what goes back to float because that is worth its time, then scales.
 
-With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for.
+With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for,
+or until top-1 on labelled samples is as high.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from .backward import choose_loss
 from .costs import Profile, find_profile, pose_problem
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
+from .limits import Reached, Top1
 from .numerics import QParams
 from .placement import Plan
 from .planning import Decision
-from .precision import Budget, Effects, find_front, measure_effects
+from .precision import NARROW_BITS, Budget, Effects, find_front, measure_effects
 from .reconstruct import BlockCache, Divergence
 from .runtime import Progress
 from .scales import Scales, Work, find_scales, first_scales
+from .weight_widths import DIVERGENCE, LEFT, NarrowWeights, describe_widths, predicted_of
 
 logger = logging.getLogger(__name__)
 SAMPLES = 16
@@ -36,6 +39,7 @@ BUDGETS = {
 
 
 ROUNDS = 5  # of scales for a limit on the divergence
+LEAST_SHARE = 0.125
 TIGHTER = 0.8  # each round aims a little lower than what the last one's ratio of found to predicted asks for
 Decide = Callable[[Mapping[str, str]], Decision]
 
@@ -79,19 +83,61 @@ def fit_precision(
     def numbers(plan: Plan) -> Scales:
         return find_scales(work, plan, first, cache_for(plan), progress)
 
+    if work.config.is_auto:
+        return _fit_widths(work, _Weighed(work, decision, first), decide, first, cache_for, spend, progress)
     if not spend and max_drop is None:
         return Fitted(decision, numbers(decision.plan))
     weighed = _Weighed(work, decision, first)
     if max_drop is None:
         chosen, _, summary = weighed.choose(decide, None, spend)
         return Fitted(chosen, numbers(chosen.plan), summary)
-    return _within(max_drop, weighed, decide, numbers, spend)
+    return _within(weighed, decide, numbers, spend)
 
 
-def _within(
-    max_drop: float, weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool
+def _fit_widths(
+    work: Work,
+    weighed: _Weighed,
+    decide: Decide,
+    first: Mapping[str, QParams],
+    cache_for: Callable[[Plan], BlockCache | None],
+    spend: bool,
+    progress: Progress | None,
 ) -> Fitted:
+    """Give 4 bits to weights until the finished model would no longer keep to the limit.
+
+    Where not even 8 bits keep to a ``max_drop``, nodes go back to float.
+    """
+    chosen, predicted, summary = weighed.choose(decide, None, spend)
+    choice = NarrowWeights(work, chosen.plan, weighed.loss)
+    asked, most = weighed.asked
+    limit = (most if isinstance(asked, float) else DIVERGENCE) / LEFT
+
+    def numbers(plan: Plan) -> Scales:
+        return find_scales(work, plan, {**first, **choice.scales_of(plan)}, cache_for(plan), progress)
+
+    for trial in range(ROUNDS):
+        widths = choice.within(predicted, limit if trial < ROUNDS - 1 else 0.0)
+        narrow = frozenset(width.weight for width in widths if width.bits == NARROW_BITS)
+        plan = chosen.plan.with_weight_bits(narrow, NARROW_BITS)
+        if not narrow and work.config.max_drop is not None:
+            fitted = _within(weighed, decide, numbers, spend)
+            return replace(fitted, summary={**(fitted.summary or {}), "widths": describe_widths(widths, most, None)})
+        scales = numbers(plan)
+        reached = weighed.reached(plan, scales)
+        if reached.value <= most or not narrow:
+            break
+        limit = TIGHTER * min(limit, predicted + predicted_of(widths)) * max(LEAST_SHARE, most / reached.value)
+    found = {**summary, "widths": describe_widths(widths, most, reached.value)}
+    if work.config.max_drop is not None:
+        found |= {"max_drop": asked, "reached": reached.value, **reached.details}
+    elif reached.value > most:
+        logger.warning("divergence %.3g is above %.3g with 8 bits already: no weight got 4 bits", reached.value, most)
+    return Fitted(replace(chosen, plan=plan, narrow=narrow), scales, found)
+
+
+def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales], spend: bool) -> Fitted:
     """Repeat the choice with a harder limit until the finished model keeps to ``max_drop``."""
+    asked, most = weighed.asked
     limit: float | None = None
     best: tuple[float, Fitted] | None = None
     tried: list[tuple[str, ...]] = []
@@ -101,15 +147,17 @@ def _within(
             break
         tried.append(chosen.plan.int8_nodes)
         scales = numbers(chosen.plan)
-        reached = weighed.divergence(chosen.plan, scales)
-        if best is None or reached < best[0]:
-            best = reached, Fitted(chosen, scales, {**summary, "max_drop": max_drop, "reached": reached})
-        if reached <= max_drop or not chosen.plan.int8_nodes:
+        reached = weighed.reached(chosen.plan, scales)
+        if best is None or reached.value < best[0]:
+            found = {**summary, "max_drop": asked, "reached": reached.value, **reached.details}
+            best = reached.value, Fitted(chosen, scales, found)
+        if reached.value <= most or not chosen.plan.int8_nodes:
             break
-        limit = TIGHTER * predicted * max_drop / reached
+        limit = TIGHTER * predicted * weighed.share_of(most, reached)
     assert best is not None
-    if best[0] > max_drop:
-        logger.warning("divergence %.3g is above max_drop %.3g: no choice found reaches it", best[0], max_drop)
+    if best[0] > most:
+        what = "divergence" if isinstance(asked, float) else "loss of top-1"
+        logger.warning("%s %.3g is above max_drop %s: no choice found reaches it", what, best[0], asked)
     return best[1]
 
 
@@ -120,14 +168,18 @@ class _Weighed:
         self._work, self._decision = work, decision
         self._judge: Divergence | None = None
         self._proto = model_to_proto(work.model)
-        self._loss = choose_loss(self._proto, work.shapes)
+        self._top1: Top1 | None = None
+        if work.config.max_loss is not None:
+            assert work.labels is not None
+            self._top1 = Top1(self._proto, work.source, work.labels, work.config.threads)
+        self.loss = choose_loss(self._proto, work.shapes)
         self._effects: Effects = measure_effects(
             self._proto,
             decision.plan,
             first,
             work.shapes,
             (feeds for _, feeds in work.source),
-            self._loss,
+            self.loss,
             samples=SAMPLES,
             seed=work.config.seed,
             threads=work.config.threads,
@@ -150,7 +202,7 @@ class _Weighed:
 
         ``balanced`` spends up to 5 % of the predicted time (15 % while the divergence is above ``SOUND``), on steps
         that take away at least twice the share of divergence; ``speed`` takes only what costs nothing; ``size`` leaves
-        layers (their small weights) alone. So do codes narrower than 8 bits, which were asked for: there only glue may
+        layers (their small weights) alone. So do other widths than 8 bits, which were asked for: there only glue may
         become float. A limit overrides all that.
 
         Args:
@@ -159,15 +211,15 @@ class _Weighed:
             spend: Whether the objective has a budget at all.
         """
         config = self._work.config
-        narrow = min(config.weight_bits, config.activation_bits) < 8
+        asked = config.is_auto or (config.weight_bits, config.activation_bits) != (8, 8)
         budget = BUDGETS[config.objective] if spend else NOTHING
-        budget = replace(budget, limit=limit, layers=budget.layers and not narrow)
+        budget = replace(budget, limit=limit, layers=budget.layers and not asked)
         care = None if self._profile else LAYERS_COST
         front = find_front(
             self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
         )
         summary = {
-            "loss": self._loss.describe(),
+            "loss": self.loss.describe(),
             "costs": self._costs.target,
             "borrowed": self._profile is None,
             **front.to_dict(),
@@ -177,10 +229,29 @@ class _Weighed:
         predicted = front.steps[-1].divergence if front.steps else front.divergence
         return decide(chosen) if chosen else self._decision, predicted, summary
 
-    def divergence(self, plan: Plan, scales: Scales) -> float:
-        """Divergence of the finished model's outputs on the calibration samples."""
+    @property
+    def asked(self) -> tuple[float | str, float]:
+        """``max_drop`` as it was asked for (else ``DIVERGENCE``), and what the number reached must not exceed."""
+        config = self._work.config
+        if config.max_drop is None:
+            return DIVERGENCE, DIVERGENCE
+        return config.max_drop, float(config.max_drop) if config.max_loss is None else config.max_loss
+
+    def reached(self, plan: Plan, scales: Scales) -> Reached:
+        """What the finished model reaches on the calibration samples: its divergence, or its loss of top-1."""
+        work = self._work
+        quantized = model_to_proto(insert_qdq(work.model, plan, scales.qparams, scales.parameters))
+        if self._top1 is not None:
+            return self._top1.of(quantized)
         if self._judge is None:
-            batches = [feeds for _, feeds in self._work.source]
-            self._judge = Divergence(self._proto, self._loss, batches, self._work.config.threads)
-        quantized = model_to_proto(insert_qdq(self._work.model, plan, scales.qparams, scales.parameters))
-        return self._judge.of(self._judge.session(quantized))
+            batches = [feeds for _, feeds in work.source]
+            self._judge = Divergence(self._proto, self.loss, batches, work.config.threads)
+        return Reached(self._judge.of(self._judge.session(quantized)))
+
+    def share_of(self, most: float, reached: Reached) -> float:
+        """Share of the predicted divergence that the next choice may have.
+
+        Few samples tell little: a loss of top-1 makes the limit at most ``LEAST_SHARE`` as large in one step.
+        """
+        least = 0.0 if self._top1 is None else LEAST_SHARE
+        return max(most / reached.value, least)

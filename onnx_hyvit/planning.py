@@ -27,6 +27,7 @@ class Decision:
         choice: What the costs said, None without a profile.
         more_float: Further nodes that are float, each with the reason.
         full: Whether mode full was asked for, in which speed decides nothing.
+        narrow: Weights that got 4 bits.
     """
 
     plan: Plan
@@ -35,6 +36,7 @@ class Decision:
     choice: Choice | None = None
     more_float: Mapping[str, str] = field(default_factory=dict)
     full: bool = False
+    narrow: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""
@@ -77,7 +79,8 @@ def decide(
     more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
     asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
-        profile = None if full else find_profile(target.profile, config.profile)
+        measured = target.profile if config.activation_bits <= 8 else None  # of 8-bit kernels
+        profile = None if full else find_profile(measured, config.profile)
         plan = _plan(model, shapes, target, config, asked)
         choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
     else:

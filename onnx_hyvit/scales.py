@@ -32,6 +32,7 @@ class Work:
         recipe: How scales are found.
         config: Objective, bits, limits, threads, memory, seed.
         workers: Who reconstructs independent blocks, None for this process.
+        labels: Class numbers of the samples in ``source``, see ``labels.load_labels``; None without.
     """
 
     model: Model
@@ -41,6 +42,7 @@ class Work:
     recipe: Recipe
     config: QuantConfig
     workers: Workers | None = None
+    labels: Mapping[str, int] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)

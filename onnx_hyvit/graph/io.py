@@ -25,6 +25,7 @@ from ..errors import ModelError, OutputError
 from ..inference import propagate_shapes
 from .external_data import check_external_data, check_no_external_data
 from .free_sizes import free_unknown_sizes
+from .int4 import unpack_int4
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints to standard output, names from the model included
 
@@ -174,6 +175,7 @@ def load_model(
     """
     proto, name = read_proto(model)
     _check(proto, name, quantized_ok)
+    unpack_int4(proto)  # the graph IR cannot write it
     source_opset = default_opset(proto) or opset
     loaded = _import(_raise_opset(proto, opset, name), name)
     loaded.origin.opset = source_opset

@@ -16,6 +16,7 @@ import onnx
 
 from ..errors import ModelError
 from ..graph.fix_shapes import fix_shapes, free_inputs
+from ..graph.int4 import is_int4
 from ..graph.io import read_proto, save_proto
 from ..graph.zero_points import add_zero_points
 from ..runtime import Conversion, convert_to_ort, make_session, observe_shapes, parse_operators, sums_saturate
@@ -57,6 +58,7 @@ def export_mobile(
     config = config or MobileConfig()
     proto, name = read_proto(model)
     _check_opset(proto, name)
+    _check_int4(proto, name)
     stem = Path(name).stem if isinstance(model, (str, os.PathLike)) else "model"
     before = free_inputs(proto)
     fixed = fix_shapes(proto, config.fixed_shapes, config.batch)
@@ -107,6 +109,14 @@ def _check_opset(proto: onnx.ModelProto, name: str) -> None:
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset not in _OPSETS:
         raise ModelError(f"{name}: opset {opset} is not supported; expected {_OPSETS.start} to {_OPSETS.stop - 1}")
+
+
+def _check_int4(proto: onnx.ModelProto, name: str) -> None:
+    if any(map(is_int4, proto.graph.initializer)):
+        raise ModelError(
+            f"{name}: holds INT4 weights, which ONNX Runtime's converter to .ort does not know; "
+            "quantize the float model without --pack-int4"
+        )
 
 
 def _write_files(folder: Path, stem: str, fixed: onnx.ModelProto, done: Conversion) -> dict[str, str]:

@@ -37,7 +37,8 @@ def make_plan(
         shapes: Concrete shape of every tensor; a missing one only makes the decisions more careful.
         target: What the runtime can run.
         weight_bits: Bits of a weight code, 2 to 8; the target may allow fewer.
-        activation_bits: Bits of an activation code, 2 to 8.
+        activation_bits: Bits of an activation code, 2 to 8, or 16: then of every activation, and no Clip of codes
+            takes the place of a Relu, for runtimes have none of 16 bits.
         residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
         float_nodes: Names of nodes that stay float whatever the target says, in a mapping each with its reason.
         int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
@@ -68,11 +69,11 @@ def make_plan(
         activations=activations,
         weights=_weights(colours, target, weight_bits),
         biases={} if target.float_bias else _biases(colours),
-        constants=_constants(model.graph, colours, target.activation_spec(8)),
+        constants=_constants(model.graph, colours, target.activation_spec(max(8, activation_bits))),
         tied=tied,
         absorbed=dict(colours.absorbed),
         paired=_named(model.graph, colours, PAIRED),
-        fold_clip=target.fold_clip,
+        fold_clip=target.fold_clip and activation_bits <= 8,
         shield_float=target.shield_float,
         mismatched_pairs=target.mismatched_pairs,
     )
@@ -100,10 +101,10 @@ def _activations(
 
     What a layer reads has ``bits``. Tensors between int8 operators that no layer reads (a convolution's output in front
     of its activation function, a gate) have the 8 bits of the container: their codes are not operands of products of a
-    layer, and narrower ones would neither be faster nor smaller. Operands of an int8 product of attention count as read
-    by a layer.
+    layer, and narrower ones would neither be faster nor smaller. With 16 bits all have them: kernels of such runtimes
+    take operands of one type. Operands of an int8 product of attention count as read by a layer.
     """
-    spec = target.activation_spec(8)
+    spec = target.activation_spec(max(8, bits))
     activations: dict[str, QuantSpec] = {}
     tied: dict[str, str] = {}
     for node in graph.nodes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..numerics import LogCodes, QuantSpec
 
@@ -91,3 +91,8 @@ class Plan:
     def source_of(self, tensor: str) -> str:
         """Name of the activation that carries the scale of ``tensor``: itself unless it is tied."""
         return self.tied.get(tensor, tensor)
+
+    def with_weight_bits(self, weights: Collection[str], bits: int) -> Plan:
+        """The plan with other widths of these weights; names that it does not quantize are left out."""
+        changed = {name: replace(spec, bits=bits) for name, spec in self.weights.items() if name in weights}
+        return replace(self, weights={**self.weights, **changed})

@@ -2,5 +2,17 @@
 
 from .choose import Budget, Front, Step, find_front
 from .effects import Effects, Rounding, measure_effects
+from .widths import NARROW_BITS, Width, choose_widths
 
-__all__ = ["Budget", "Effects", "Front", "Rounding", "Step", "find_front", "measure_effects"]
+__all__ = [
+    "NARROW_BITS",
+    "Budget",
+    "Effects",
+    "Front",
+    "Rounding",
+    "Step",
+    "Width",
+    "choose_widths",
+    "find_front",
+    "measure_effects",
+]

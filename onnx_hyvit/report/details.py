@@ -139,7 +139,7 @@ def precision_section(results: Results) -> Markup | None:
     found = mapping(results.quantize.get("precision"))
     steps, start = mappings(found.get("steps")), number(found.get("predicted_divergence"))
     whole = number(found.get("predicted_int8_us"))
-    asked = number(found.get("max_drop")) is not None
+    asked, top1 = found.get("max_drop") is not None, mapping(found.get("top1"))
     if not (steps or asked) or not start or not whole:
         return None
     rows, before = [], start
@@ -155,13 +155,20 @@ def precision_section(results: Results) -> Markup | None:
     if found.get("borrowed"):
         lines.append("The target has no measured costs: those of another processor decided, with care.")
     if asked:
-        lines.append(f"Asked for at most {plain(found.get('max_drop'))}, reached {plain(found.get('reached'))}.")
+        lines.append(f"Asked for at most {plain(found.get('max_drop'))}, reached {_reached(found, top1)}.")
     return element(
         "section",
         element("h2", "Taken back to float for accuracy"),
         element("p", " ".join(lines), class_="muted"),
         table(("nodes", "divergence taken away", "time paid"), rows, numeric=(1, 2)) if rows else None,
     )
+
+
+def _reached(found: dict[str, Any], top1: dict[str, Any]) -> str:
+    if not top1:
+        return plain(found.get("reached"))
+    lost, one = percent(number(found.get("reached")), 1), percent(number(top1.get("one_sample")), 1)
+    return f"a loss of {lost} on {plain(top1.get('samples'))} labelled samples, of which each counts {one}"
 
 
 def advice_section(results: Results) -> Markup | None:

@@ -31,7 +31,9 @@ _PROTO_LIMIT = 2**31 - 2**20
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 # x86 without VNNI adds two u8 x s8 products in 16 bits, which saturate. With this entry ONNX Runtime uses exact u8 x u8
 # kernels there, about 20 % slower, so that a session computes what the same file computes with VNNI or on ARM.
-EXACT_SUMS = {"session.x64quantprecision": "1"}
+# The second entry: a Gemm with dequantized weights and a float input would else round that input to 8 bits in every run
+# (MatMulNBits with accuracy level 4, ONNX Runtime 1.25 and later).
+EXACT_SUMS = {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "1"}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",

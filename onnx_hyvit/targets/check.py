@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..graph.int4 import int4_codes, is_int4
 from .target import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -44,6 +45,8 @@ class _View:
 
     def value(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
         tensor = self.constants.get(node.input[index]) if len(node.input) > index else None
+        if tensor is not None and is_int4(tensor):
+            return int4_codes(tensor)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
 
@@ -106,10 +109,10 @@ def _check_shapes(proto: onnx.ModelProto, view: _View, target: Target) -> Iterat
 def _check_activation(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
     zero_point = view.value(node, 2)
     found = "uint8" if zero_point is None else str(zero_point.dtype)
-    if found != target.activation.dtype:
+    if found not in target.activation_dtypes:
         yield Breach(node.name, f"activation is {found}, {target.name} takes {target.activation.dtype}", _again(target))
     elif target.activation.scheme == "symmetric" and zero_point is not None:
-        middle = target.activation_spec().qmin + 2 ** (target.activation_spec().bits - 1)
+        middle = 0 if zero_point.dtype.kind == "i" else 2 ** (8 * zero_point.dtype.itemsize - 1)
         if (zero_point != middle).any():
             problem = f"activation has zero point {zero_point.reshape(-1)[0]}, {target.name} takes {middle}"
             yield Breach(node.name, problem, _again(target))
@@ -119,6 +122,7 @@ def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Ite
     codes, scale, zero_point = (view.value(node, index) for index in range(3))
     if codes is None or scale is None:
         return
+    narrow = is_int4(view.constants[node.input[0]])
     if codes.dtype == np.int32:
         if target.float_bias:
             yield Breach(node.name, f"the bias is int32, {target.name} takes float biases only", _again(target))
@@ -126,6 +130,8 @@ def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Ite
     layer = _layer_behind(node, view)
     if layer is None:
         return
+    if narrow and not target.int4_weights:
+        yield Breach(node.name, f"the weight is INT4, which {target.name} cannot read", _again(target))
     rule = target.int8.get(layer.op_type)
     per_tensor = target.weight.granularity == "per_tensor" or (rule is not None and not rule.per_channel)
     problems = []
@@ -133,7 +139,7 @@ def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Ite
         problems.append(f"weight is {codes.dtype}, {target.name} takes {target.weight.dtype}")
     if per_tensor and scale.size > 1:
         problems.append(f"weight has a scale per channel, {target.name} takes one for {layer.op_type}")
-    middle = 128 if codes.dtype == np.uint8 else 0
+    middle = (8 if narrow else 128) if codes.dtype == np.uint8 else 0
     if target.weight.scheme == "symmetric" and zero_point is not None and (zero_point != middle).any():
         problems.append(f"weight has a zero point, {target.name} takes {middle}")
     largest = int(np.abs(codes.astype(np.int16) - middle).max(initial=0))

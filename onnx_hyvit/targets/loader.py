@@ -18,7 +18,7 @@ _RULE_KEYS = frozenset(
 )
 _OPTION_KEYS = frozenset(
     {"residual", "matmul_output", "fold_clip", "shield_float", "mismatched_pairs", "float_bias", "fixed_shapes"}
-) | frozenset({"cpu_kernels", "opsets", "profile"})
+) | frozenset({"int4_weights", "int16_activations", "cpu_kernels", "opsets", "profile"})
 _OP_TABLES = frozenset({"int8", "glue", "carried", "float", "full"})
 _TOP_KEYS = frozenset({"name", "description", "extends", "activation", "weight", "options", "session"}) | _OP_TABLES
 

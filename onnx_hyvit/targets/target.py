@@ -15,6 +15,7 @@ SCHEMES = ("asymmetric", "symmetric")
 GRANULARITIES = ("per_channel", "per_tensor")
 RESIDUALS = ("auto", "float", "int8")
 MATMUL_OUTPUTS = ("int8", "float")
+WIDE_ACTIVATIONS = ("none", "float", "native")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class Target:
         mismatched_pairs: Whether the runtime accepts a Q per channel with a DQ per tensor.
         float_bias: Keep biases float: the runtime refuses int32 ones.
         fixed_shapes: Whether the runtime refuses inputs with free dimensions.
+        int4_weights: Whether the runtime reads weights of INT4 beside quantized activations.
+        int16_activations: What becomes of activations of 16 bits: ``native`` kernels, ``float`` ones behind a
+            DequantizeLinear, or ``none``: the runtime refuses them.
         cpu_kernels: Whether the kernels of ONNX Runtime's CPU provider are the ones that will run; else what the audit
             says about them is no finding.
         session: Session config entries with which ONNX Runtime optimises the graph on any machine as it does on a
@@ -138,6 +142,8 @@ class Target:
     mismatched_pairs: bool = False
     float_bias: bool = False
     fixed_shapes: bool = False
+    int4_weights: bool = False
+    int16_activations: str = "none"
     cpu_kernels: bool = True
     session: Mapping[str, str] = field(default_factory=dict)
     opsets: tuple[int, int] = (13, 23)
@@ -147,6 +153,7 @@ class Target:
         check_field_types(self, TargetError)
         _one_of("residual", self.residual, RESIDUALS)
         _one_of("matmul_output", self.matmul_output, MATMUL_OUTPUTS)
+        _one_of("int16_activations", self.int16_activations, WIDE_ACTIVATIONS)
         if self.weight.dtype == "int8" and self.weight.scheme != "symmetric":
             raise TargetError("int8 weights must be symmetric: no kernel takes a weight zero point per channel")
         groups = {
@@ -170,8 +177,15 @@ class Target:
         return replace(self, int8=rules)
 
     def activation_spec(self, bits: int | None = None) -> QuantSpec:
-        """Spec of an activation: one scale for the tensor."""
-        return self.activation.spec(bits)
+        """Spec of an activation: one scale for the tensor; above 8 bits the rule's own limit does not count."""
+        spec = self.activation.spec(bits)
+        return replace(spec, bits=bits) if bits is not None and bits > 8 else spec
+
+    @property
+    def activation_dtypes(self) -> tuple[str, ...]:
+        """Types of activation codes that it takes."""
+        dtype = self.activation.dtype
+        return (dtype,) if self.int16_activations == "none" else (dtype, dtype.replace("8", "16"))
 
     def weight_spec(self, bits: int | None = None, axis: int | None = None) -> QuantSpec:
         """Spec of a weight whose output channels lie on ``axis``; None asks for one scale."""

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..graph.int4 import is_int4
 from ..graph.region import names_read_by_bodies
 
 FUSED_OPS = frozenset(
@@ -27,7 +28,6 @@ FUSED_OPS = frozenset(
         "AveragePool",
     }
 )
-NARROW_TYPES = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _check_pair(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
     if node.output[0] not in view.readers and node.output[0] not in view.outputs:
         yield Finding("dead-pair", node.name, f"nothing reads its output {node.output[0]!r}", fatal=True)
     source = view.constants.get(node.input[0])
-    if source is not None and source.data_type in NARROW_TYPES:
+    if source is not None and is_int4(source):
         yield Finding("narrow-container", node.name, "4-bit containers are dequantized and computed in float")
     if scale is None or scale.size <= 1 or source is not None:
         return
