@@ -151,6 +151,7 @@ check-dist: dist
 docs: $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(BIN)/python -m pdoc --docformat google -o build/docs onnx_hyvit
+	$(BIN)/python tools/check_docs.py build/docs/onnx_hyvit.html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

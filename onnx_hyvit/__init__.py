@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from .evidence import compare_for_report
-    from .kernel_audit import audit
+    from .kernel_audit import Audit, audit
     from .many import ModelResult, quantize_many
     from .mobile import MobileConfig, export_mobile
     from .recipes import Recipe, Reconstruction, add_recipe
@@ -62,6 +62,7 @@ _LAZY = {
     "Preprocess": "calibration",
     "MobileConfig": "mobile",
     "export_mobile": "mobile",
+    "Audit": "kernel_audit",
     "audit": "kernel_audit",
     "quantize_many": "many",
     "ModelResult": "many",
@@ -72,6 +73,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Audit",
     "CalibrationError",
     "ConfigError",
     "HyvitError",
