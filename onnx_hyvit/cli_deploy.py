@@ -21,7 +21,7 @@ def add_commands(app: typer.Typer) -> None:
     def export_mobile(
         model: ModelArgument,
         output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the files; made when missing.")],
-        platform: Annotated[str, typer.Option(help="Processor that will run it: arm or amd64.")] = "arm",
+        platform: Annotated[str, typer.Option(help="What will run it: arm (also for the web) or amd64.")] = "arm",
         fixed_shape: Annotated[
             list[str] | None, typer.Option(help="Whole shape of an input, as in input=1,3,256,256; repeat for more.")
         ] = None,
