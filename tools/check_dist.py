@@ -4,7 +4,7 @@
 
 Looks for ``pythonX.Y`` on the PATH, among pyenv's versions and, where uv is installed, among those that uv has or can
 download; a version that is not there is reported as such. Each environment gets the wheel with its dependencies, the
-first one also the sdist afterwards. Exits with 1 when something fails.
+first one also the sdist and the extra [report] afterwards. Exits with 1 when something fails.
 """
 
 from __future__ import annotations
@@ -96,12 +96,19 @@ def check(python: str, wheel: Path, sdist: Path | None) -> str:
         folder = Path(scratch)
         subprocess.run([python, "-m", "venv", str(folder / "env")], check=True)
         for archive in filter(None, (wheel, sdist)):
-            pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
             again = ["--force-reinstall", "--no-deps"] if archive is sdist else []
-            failed = run([*pip, *again, str(archive)], folder) or use(folder)
+            failed = install(folder, *again, str(archive)) or use(folder)
             if failed:
                 return f"failed with {archive.name}: {failed}"
-    return "wheel and sdist work" if sdist else "wheel works"
+        failed = install(folder, f"{wheel}[report]") or draw(folder) if sdist else None
+        if failed:
+            return f"failed with [report]: {failed}"
+    return "wheel, sdist and [report] work" if sdist else "wheel works"
+
+
+def install(folder: Path, *arguments: str) -> str | None:
+    pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    return run([*pip, *arguments], folder)
 
 
 def use(folder: Path) -> str | None:
@@ -116,6 +123,14 @@ def use(folder: Path) -> str | None:
     demo = subprocess.run([program, "demo"], cwd=folder, capture_output=True, text=True)
     clear = demo.returncode == 2 and "checkout" in demo.stderr and len(demo.stderr.strip().splitlines()) == 1
     return None if clear else f"the demo outside of a checkout: {demo.stderr.strip()}"
+
+
+def draw(folder: Path) -> str | None:
+    """Write a report page, which needs the extra."""
+    compare = [str(folder / "env" / "bin" / "onnx-hyvit"), "compare", str(MODEL), str(folder / "int8.onnx")]
+    options = ["--data", str(folder / "calib.npz"), "--runs", "2", "-q", "--report", str(folder / "page.html")]
+    failed = run([*compare, *options], folder)
+    return failed or (None if (folder / "page.html").is_file() else "no page")
 
 
 def run(command: list[str], folder: Path) -> str | None:
