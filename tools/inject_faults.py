@@ -78,6 +78,7 @@ def failures(report: dict[str, Any]) -> list[str]:
     """What went wrong."""
     wrong = ("partial", "rerun_differs", "other_ending")
     found = [key for key in ("killed", "interrupted") if any(report[key][name] for name in wrong)]
+    found += ["interrupted"] * bool(report["interrupted"]["temporaries"])  # a killed run cannot remove them
     found += [key for key in ("disk_full", "read_only", "reader_raises") if not report[key]["clean"]]
     rows = report.get("max_memory", [])
     growth = [row["peak_mb"] - row["before_mb"] for row in rows]
