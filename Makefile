@@ -26,7 +26,7 @@ test: $(VENV)/.test
 
 ## Everything, the slow sweeps over the whole corpus included (about an hour on two cores).
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "slow or not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not interop and not dask and not examples" $(PYTEST_ARGS)
 
 ## Lint, formatting and types.
 check: $(VENV)/.dev
@@ -77,7 +77,7 @@ ocr: $(VENV)/.test
 ## Speed against other tools, each in a virtual environment of its own below build/ (export needs torch, about 1 GB).
 build/%/bin/python:
 	$(PYTHON) -m venv build/$*
-	build/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*)
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check $(PEER_$*) || { rm -rf build/$*; exit 1; }
 PEER_nncf = nncf==3.4.0 onnxruntime onnx
 PEER_onnxsim = onnxsim==0.8.1 onnxruntime onnx
 PEER_export = torch timm onnx onnxscript
@@ -101,22 +101,30 @@ bench-calibration: $(VENV)/.test
 	$(BIN)/python tools/bench_calibration.py $(MODEL) | tee tools/results/calibration.txt
 
 ## The same models in other runtimes (node, wasm, Chromium, OpenVINO, onnx.reference): record, then test.
-.PHONY: interop interop-install interop-test bench-weights
+.PHONY: interop interop-install interop-test
 INTEROP := build/interop
+INTEROP_TESTS := tests/test_interop.py tests/test_examples.py tests/report/test_browser.py
 interop-install: $(VENV)/.test
 	@command -v npm > /dev/null || { echo "node and npm are missing: apt-get install nodejs npm" >&2; exit 1; }
-	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
-	  { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+	@command -v chromedriver > /dev/null || \
+	  { echo "chromium and chromedriver are missing: apt-get install chromium chromium-driver" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,interop]"
 	npm install --loglevel=error --ignore-scripts --no-audit --no-fund --prefix $(INTEROP) onnxruntime-node onnxruntime-web
 
 interop: interop-install
 	mkdir -p tools/results
 	$(BIN)/python tools/measure_interop.py --work $(INTEROP)/models --json tools/results/interop.json --readme README.md
-	$(BIN)/python -m pytest -m interop tests/test_interop.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m interop $(INTEROP_TESTS) $(PYTEST_ARGS)
 
 interop-test: interop-install
-	$(BIN)/python -m pytest -m interop tests/test_interop.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m interop $(INTEROP_TESTS) $(PYTEST_ARGS)
+
+## The examples for Hugging Face and Olive, in a virtual environment of their own (with torch, several GB).
+.PHONY: examples
+EXAMPLES_PYTHON ?= build/examples/bin/python
+PEER_examples = -e ".[test]" olive-ai==0.13.0 requests transformers onnxscript
+examples: $(EXAMPLES_PYTHON)
+	$(EXAMPLES_PYTHON) -m pytest -m examples tests/test_examples.py $(PYTEST_ARGS)
 
 ## The same bytes from a local dask cluster, with a worker that is killed.
 .PHONY: dask-test
@@ -125,6 +133,7 @@ dask-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m dask tests/tasks $(PYTEST_ARGS)
 
 ## Weight types on x86 without VNNI; BENCH=FILE.onnx ... adds models (see tools/export_bench_models.py).
+.PHONY: bench-weights
 bench-weights: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/bench_weight_types.py --json tools/results/weight_types.json $(BENCH)
@@ -151,6 +160,7 @@ check-dist: dist
 docs: $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(BIN)/python -m pdoc --docformat google -o build/docs onnx_hyvit
+	$(BIN)/python tools/check_docs.py build/docs/onnx_hyvit.html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

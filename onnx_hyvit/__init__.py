@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 # ONNX Runtime 1.32 and later send usage data unless this is set before it is loaded; set it to 0 to let them
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from .config import QuantConfig
-from .errors import (
-    CalibrationError,
-    ConfigError,
-    HyvitError,
-    ModelError,
-    OutputError,
-    PassError,
-    TargetError,
-    ValidationError,
-)
 from .version import __version__
 
 if TYPE_CHECKING:
     from .api import QuantResult, inspect, quantize
     from .calibration import Preprocess
     from .comparison import compare
+    from .config import QuantConfig
     from .diagnosis import debug
+    from .errors import (
+        CalibrationError,
+        ConfigError,
+        HyvitError,
+        ModelError,
+        OutputError,
+        PassError,
+        TargetError,
+        ValidationError,
+    )
     from .evidence import compare_for_report
-    from .kernel_audit import audit
+    from .kernel_audit import Audit, audit
     from .many import ModelResult, quantize_many
     from .mobile import MobileConfig, export_mobile
     from .recipes import Recipe, Reconstruction, add_recipe
@@ -41,6 +41,15 @@ if TYPE_CHECKING:
     from .target_check import check
 
 _LAZY = {
+    "QuantConfig": "config",
+    "CalibrationError": "errors",
+    "ConfigError": "errors",
+    "HyvitError": "errors",
+    "ModelError": "errors",
+    "OutputError": "errors",
+    "PassError": "errors",
+    "TargetError": "errors",
+    "ValidationError": "errors",
     "quantize": "api",
     "inspect": "api",
     "QuantResult": "api",
@@ -53,6 +62,7 @@ _LAZY = {
     "Preprocess": "calibration",
     "MobileConfig": "mobile",
     "export_mobile": "mobile",
+    "Audit": "kernel_audit",
     "audit": "kernel_audit",
     "quantize_many": "many",
     "ModelResult": "many",
@@ -63,6 +73,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Audit",
     "CalibrationError",
     "ConfigError",
     "HyvitError",
@@ -96,7 +107,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline when it is first used: ``import onnx_hyvit`` stays quick."""
+    """Import what a name needs when it is first used: ``import onnx_hyvit`` stays quick."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import cli_deploy, display, display_many
+from . import cli_deploy, display, display_many, interrupts
+from .cli_options import (
+    DataOption,
+    FloatModel,
+    Int8Model,
+    JsonFlag,
+    PreprocessOption,
+    QuietFlag,
+    ReportOption,
+    SampleSeed,
+    SamplesOption,
+    SkipOption,
+    ThreadsOption,
+    TimedRuns,
+    VerboseFlag,
+)
+from .cli_output import errors, fail, fail_for, progress, show
 from .config import QuantConfig, load_config
-from .errors import ConfigError, HyvitError, printable
+from .errors import ConfigError
 from .recipes import RECIPES
 from .version import __version__
 
@@ -27,16 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
-VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Show what each pass does.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Float ONNX model.")]
-PreprocessOption = Annotated[
-    str | None,
-    typer.Option(help="For images: a preset (imagenet, timm-mobilevit, unit, signed, ...) or a TOML/JSON file."),
-]
-ReportOption = Annotated[Path | None, typer.Option("--report", help="Also write one self-contained HTML page.")]
-SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out unreadable images, naming each.")]
 
 
 def _version(value: bool) -> None:
@@ -131,7 +134,7 @@ def quantize(
         "pack_int4": pack_int4,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
-    with _errors(verbose), _progress(quiet or as_json) as progress:
+    with errors(verbose), progress(quiet or as_json) as update:
         settings = load_config(config, overrides) if config else QuantConfig(**overrides)  # type: ignore[arg-type]
         from . import api, many, tasks
 
@@ -148,7 +151,7 @@ def quantize(
                 "labels": labels,
                 "jobs": jobs,
                 "executor": executor,
-                "progress": progress,
+                "progress": update,
             }
             if several:
                 results = many.quantize_many(models, output, **how)
@@ -157,34 +160,34 @@ def quantize(
                 found = {**result.report, "output": str(result.path)}
                 _write_report(report, found)
     if several:
-        _show([result.to_dict() for result in results], display_many.quantized, as_json, quiet)
-        _fail_for([(result.error, 1 if result.internal else 2) for result in results if result.error is not None])
+        show([result.to_dict() for result in results], display_many.quantized, as_json, quiet)
+        fail_for([(result.error, 1 if result.internal else 2) for result in results if result.error is not None])
     else:
-        _show(found, display.quantized, as_json, quiet)
+        show(found, display.quantized, as_json, quiet)
 
 
 @app.command()
 def inspect(model: ModelArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
     """Show the blocks, bridges, norms, activations and attentions of MODEL, and what was not recognised."""
-    with _errors(verbose):
+    with errors(verbose):
         from . import api
 
         report = api.inspect(model)
-    _show(report, display.inspected, as_json, False)
+    show(report, display.inspected, as_json, False)
 
 
 @app.command()
 def compare(
-    float_model: Annotated[str, typer.Argument(metavar="FLOAT", help="Float ONNX model.")],
-    int8_model: Annotated[str, typer.Argument(metavar="INT8", help="Quantized ONNX model.")],
-    data: Annotated[Path, typer.Option(help="Folder of images, .npz or .npy to compare on.")],
+    float_model: FloatModel,
+    int8_model: Int8Model,
+    data: DataOption,
     labels: Annotated[
         Path | None, typer.Option(help="Labels: .npy, .txt (one a line) or .csv (file,label); class numbers.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples to compare on at most.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads in the timing and elsewhere.")] = 1,
-    runs: Annotated[int, typer.Option(help="Timed runs of each model, taken in turn.")] = 30,
+    samples: SamplesOption = 256,
+    seed: SampleSeed = 0,
+    threads: ThreadsOption = 1,
+    runs: TimedRuns = 30,
     min_agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 1 when fewer samples (0 to 1) keep their class.")
     ] = None,
@@ -199,7 +202,7 @@ def compare(
     verbose: VerboseFlag = False,
 ) -> None:
     """Compare FLOAT and INT8: accuracy, agreement, error along the graph, size, latency, kernels."""
-    with _errors(verbose), _progress(quiet or as_json) as progress:
+    with errors(verbose), progress(quiet or as_json) as update:
         _check_report(report, float_model, int8_model, draws=True)
         if report is None:
             from .comparison import compare as run_compare
@@ -216,26 +219,26 @@ def compare(
             runs=runs,
             preprocess=preprocess,
             skip_unreadable=skip_unreadable,
-            progress=progress,
+            progress=update,
         )
         _write_report(report, result)
-    _show(result, display.compared, as_json, quiet)
+    show(result, display.compared, as_json, quiet)
     for what, found, least in (
         ("top-1 agreement", result["top1_agreement"], min_agreement),
         ("speed-up", result["latency"]["speedup"], min_speedup),
     ):
         if least is not None and (found is None or found < least):
-            _fail(f"{what} is {'unknown' if found is None else f'{found:.4g}'}, expected at least {least:g}", 1)
+            fail(f"{what} is {'unknown' if found is None else f'{found:.4g}'}, expected at least {least:g}", 1)
 
 
 @app.command()
 def debug(
-    float_model: Annotated[str, typer.Argument(metavar="FLOAT", help="Float ONNX model.")],
-    int8_model: Annotated[str, typer.Argument(metavar="INT8", help="QDQ model made from it, by any tool.")],
-    data: Annotated[Path, typer.Option(help="Folder of images, .npz or .npy.")],
-    samples: Annotated[int, typer.Option(help="Samples at most.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of samples.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    float_model: FloatModel,
+    int8_model: Int8Model,
+    data: DataOption,
+    samples: SamplesOption = 64,
+    seed: SampleSeed = 0,
+    threads: ThreadsOption = 1,
     preprocess: PreprocessOption = None,
     skip_unreadable: SkipOption = False,
     as_json: JsonFlag = False,
@@ -243,7 +246,7 @@ def debug(
     verbose: VerboseFlag = False,
 ) -> None:
     """Tell where INT8 loses accuracy, block by block and tensor by tensor, and what to do about it."""
-    with _errors(verbose), _progress(quiet or as_json) as progress:
+    with errors(verbose), progress(quiet or as_json) as update:
         from .diagnosis import debug as run_debug
 
         result = run_debug(
@@ -255,11 +258,11 @@ def debug(
             threads=threads,
             preprocess=preprocess,
             skip_unreadable=skip_unreadable,
-            progress=progress,
+            progress=update,
         )
     from .display_debug import debugged
 
-    _show(result, debugged, as_json, quiet)
+    show(result, debugged, as_json, quiet)
 
 
 @app.command()
@@ -271,15 +274,15 @@ def demo(
     verbose: VerboseFlag = False,
 ) -> None:
     """Quantize a shipped model with shipped images, compare it with the float model, and show the result."""
-    with _errors(verbose), _progress(as_json) as progress:
+    with errors(verbose), progress(as_json) as update:
         from .demo import run_demo
 
         _check_report(report, draws=True)
         result = run_demo(
-            output, models, progress=progress, evidence=report is not None, say=None if as_json else display.say
+            output, models, progress=update, evidence=report is not None, say=None if as_json else display.say
         )
         _write_report(report, result)
-    _show(result, display.demonstrated, as_json, False)
+    show(result, display.demonstrated, as_json, False)
 
 
 @app.command()
@@ -295,7 +298,7 @@ def report(
     verbose: VerboseFlag = False,
 ) -> None:
     """Write one HTML page about one or more RESULTs of the same model."""
-    with _errors(verbose):
+    with errors(verbose):
         from .report import read_results, write_report
 
         destination = output or results[0].with_suffix(".html")
@@ -329,70 +332,13 @@ def _write_report(path: Path | None, result: dict[str, Any]) -> None:
         write_report(path, [result])
 
 
-def _show(report: Any, render: Callable[[Any], None], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(report, indent=2, default=str, allow_nan=False))
-    elif not quiet:
-        render(report)
-
-
-class _PrintableLine(logging.Formatter):
-    """The message alone, on one line without control characters."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(record.getMessage())
-
-
-@contextmanager
-def _errors(verbose: bool) -> Iterator[None]:
-    """Print our errors as one line and exit with 2; Ctrl-C exits with 130; anything else is a bug, and exits with 1."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PrintableLine())
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True)
-    try:
-        yield
-    except HyvitError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
-    except MemoryError:
-        _fail("out of memory; give quantize a smaller --max-memory or --batch-size", 2)
-    except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
-    except Exception as error:
-        if verbose:
-            raise
-        _fail(f"internal error ({type(error).__name__}: {error}); run again with -v and report it, please", 1)
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {printable(message)}", err=True)
-    raise typer.Exit(code)
-
-
-def _fail_for(errors: list[tuple[str, int]]) -> None:
-    """Print every error as one line, and exit with 1 when one of them is a bug, else with 2; nothing without errors."""
-    for message, _ in errors[:-1]:
-        typer.echo(f"error: {printable(message)}", err=True)
-    if errors:
-        _fail(errors[-1][0], min(code for _, code in errors))
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    if silent:
-        yield None
-    else:
-        with display.progress() as update:
-            yield update
-
-
-cli_deploy.add_commands(app, _errors, _show)
+cli_deploy.add_commands(app)
 
 
 def main() -> None:
-    """Entry point of the ``onnx-hyvit`` command."""
-    app()
+    """Run the command that the arguments name."""
+    with interrupts.unwinding():
+        app()
 
 
 __all__ = ["app", "main"]

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import display_deploy
-
-Show = Callable[[dict[str, Any], Callable[[dict[str, Any]], None], bool, bool], None]
-Errors = Callable[[bool], AbstractContextManager[None]]
+from .cli_options import JsonFlag, QuietFlag, ThreadsOption, TimedRuns, VerboseFlag
+from .cli_output import errors, show
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX model, int8 or float.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
-VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Show more when something goes wrong.")]
 
 
-def add_commands(app: typer.Typer, errors: Errors, show: Show) -> None:
-    """Add ``export-mobile``, ``check`` and ``audit`` to ``app``.
-
-    Args:
-        app: The command line.
-        errors: ``errors(verbose)``: turns our errors into one line and exit code 2.
-        show: ``show(report, render, as_json, quiet)``: prints a report.
-    """
+def add_commands(app: typer.Typer) -> None:
+    """Add ``export-mobile``, ``check`` and ``audit`` to ``app``."""
 
     @app.command("export-mobile")
     def export_mobile(
         model: ModelArgument,
         output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the files; made when missing.")],
-        platform: Annotated[str, typer.Option(help="Processor that will run it: arm or amd64.")] = "arm",
+        platform: Annotated[str, typer.Option(help="What will run it: arm (also for the web) or amd64.")] = "arm",
         fixed_shape: Annotated[
             list[str] | None, typer.Option(help="Whole shape of an input, as in input=1,3,256,256; repeat for more.")
         ] = None,
         dynamic: Annotated[bool, typer.Option("--dynamic", help="Leave free dimensions free (else batch 1).")] = False,
-        threads: Annotated[int, typer.Option(help="Threads in the timing.")] = 1,
-        runs: Annotated[int, typer.Option(help="Timed loads and runs of each file.")] = 30,
+        threads: ThreadsOption = 1,
+        runs: TimedRuns = 30,
         as_json: JsonFlag = False,
         quiet: QuietFlag = False,
         verbose: VerboseFlag = False,

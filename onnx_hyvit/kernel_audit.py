@@ -127,6 +127,9 @@ def audit(
         threads: Threads of the session that optimises it.
         config: Session config entries, such as those of a target.
 
+    Returns:
+        The kernels that run, in int8 and in float, and those that waste int8 weights.
+
     Raises:
         ModelError: The model cannot be read, or not be loaded (``RuntimeFailure``).
     """

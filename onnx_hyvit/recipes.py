@@ -166,6 +166,9 @@ def find_recipe(name: str) -> Recipe:
 def add_recipe(recipe: Recipe) -> None:
     """Make a recipe of one's own known by its name, in this process.
 
+    Args:
+        recipe: The recipe; ``QuantConfig(recipe=...)`` then takes its name.
+
     Raises:
         ConfigError: The name is taken.
     """

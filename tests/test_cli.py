@@ -270,7 +270,59 @@ def test_disk_full_leaves_nothing(tiny_model: Path, tiny_data: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, 4.0])
+INTERRUPTED = """
+import os, signal, sys
+from onnx_hyvit.__main__ import main
+
+place, breaks = sys.argv.pop(1), sys.argv.pop(1) == "breaks"
+sent = []
+
+def interrupt(event, arguments):
+    if event in ("import", "open") and str(arguments[0]).endswith(place) and not sent:
+        sent.append(True)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            if breaks:
+                raise ImportError("the module was not loaded to its end")
+            raise
+
+sys.addaudithook(interrupt)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "breaks"),
+    [
+        ("typer", "raises"),  # while the program loads
+        ("onnxruntime", "raises"),  # while the command loads what it needs
+        ("onnxruntime", "breaks"),  # in the code of an extension module, which makes another error of it
+        ("onnx_hyvit.insert_qdq", "breaks"),
+        (".part", "raises"),  # while the model is written
+        ("onnx_hyvit.display_deploy", "raises"),
+    ],
+)
+def test_ctrl_c_is_one_line_and_130(tiny_model: Path, tiny_data: Path, tmp_path: Path, place: str, breaks: str) -> None:
+    arguments = ["quantize", tiny_model, "-o", tmp_path / "out.onnx", "--calib", tiny_data, "--recipe", "minmax", "-q"]
+    script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + INTERRUPTED
+    command = [sys.executable, "-c", script, place, breaks, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (130, -signal.SIGINT), done.stderr  # a shell shows both as 130
+    assert done.stderr == "error: interrupted; no partial file is left\n"
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stays_ignored_where_it_is(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    script = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED
+    arguments = ["quantize", tiny_model, "-o", tmp_path / "out.onnx", "--calib", tiny_data, "--recipe", "minmax", "-q"]
+    command = [sys.executable, "-c", script, ".part", "raises", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert (tmp_path / "out.onnx").is_file()
+
+
+@pytest.mark.parametrize("delay", [1.5, 4.0])
 def test_ctrl_c_leaves_no_partial_file(tiny_model: Path, tiny_data: Path, tmp_path: Path, delay: float) -> None:
     """Whenever it comes, the folder holds nothing, or the whole model when the run was already over."""
     output = tmp_path / "out.onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, QuantConfig
 from onnx_hyvit.config import parse_bytes
+from onnx_hyvit.graph.io import write_bytes
 from onnx_hyvit.runtime import live_bytes, samples_that_fit
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -83,6 +85,21 @@ def test_the_limit_makes_batches_smaller_and_changes_no_extreme() -> None:
         for limit in (None, "8M")
     )
     assert free.SerializeToString(deterministic=True) == tight.SerializeToString(deterministic=True)
+
+
+def test_ctrl_c_right_after_the_file_was_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = os.open
+
+    def interrupted(path: object, *arguments: int, **keywords: object) -> int:
+        handle = make(path, *arguments, **keywords)  # type: ignore[arg-type]
+        assert str(path).endswith(".part") and len(list(tmp_path.iterdir())) == 1
+        os.close(handle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(tmp_path / "int8.onnx", b"codes")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_fails_is_named(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from interop.errors import MissingRuntimeError  # noqa: E402
 from interop.models import Case, prepare  # noqa: E402
-from interop.runtimes import RUNTIMES, MissingRuntimeError, Outcome, Runtime, run_python  # noqa: E402
+from interop.runtimes import RUNTIMES, Outcome, Runtime, run_python  # noqa: E402
 
 CASES = [(runtime, form) for runtime in RUNTIMES for form in runtime.formats]
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return prepare(tmp_path_factory.mktemp("interop"), tuple({runtime.target for runtime in RUNTIMES}))
+    return prepare(tmp_path_factory.mktemp("interop"), tuple({runtime.target for runtime in RUNTIMES}), samples=16)
 
 
 @pytest.fixture(scope="module")

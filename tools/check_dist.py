@@ -2,9 +2,9 @@
 
     python tools/check_dist.py [--pythons 3.10 3.11 3.12 3.13] [--dry-run-extras] [--json FILE]
 
-Looks for ``pythonX.Y`` on the PATH and among pyenv's versions; a version that is not there is reported as such. Each
-environment gets the wheel with its dependencies, the first one also the sdist afterwards. Exits with 1 when something
-fails.
+Looks for ``pythonX.Y`` on the PATH, among pyenv's versions and, where uv is installed, among those that uv has or can
+download; a version that is not there is reported as such. Each environment gets the wheel with its dependencies, the
+first one also the sdist and the extra [report] afterwards. Exits with 1 when something fails.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,15 +68,26 @@ def missing(wheel: Path) -> list[str]:
 
 def find_python(version: str) -> str | None:
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    for name in (f"python{version}", *map(str, pyenv)):
-        command = [name, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except OSError:
-            continue
-        if done.returncode == 0 and done.stdout.strip() == version:
-            return name
-    return None
+    found = next(filter(lambda name: is_python(name, version), (f"python{version}", *map(str, pyenv))), None)
+    return found or uv_python(version)
+
+
+def is_python(name: str, version: str) -> bool:
+    command = [name, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except OSError:
+        return False
+    return done.returncode == 0 and done.stdout.strip() == version
+
+
+def uv_python(version: str) -> str | None:
+    """The interpreter that uv has or downloads; None without uv, or where the download fails."""
+    uv = shutil.which("uv")
+    if uv is None or subprocess.run([uv, "python", "install", version], capture_output=True, timeout=600).returncode:
+        return None
+    done = subprocess.run([uv, "python", "find", "--no-project", version], capture_output=True, text=True)
+    return done.stdout.strip() if is_python(done.stdout.strip() or "-", version) else None
 
 
 def check(python: str, wheel: Path, sdist: Path | None) -> str:
@@ -84,12 +96,19 @@ def check(python: str, wheel: Path, sdist: Path | None) -> str:
         folder = Path(scratch)
         subprocess.run([python, "-m", "venv", str(folder / "env")], check=True)
         for archive in filter(None, (wheel, sdist)):
-            pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
             again = ["--force-reinstall", "--no-deps"] if archive is sdist else []
-            failed = run([*pip, *again, str(archive)], folder) or use(folder)
+            failed = install(folder, *again, str(archive)) or use(folder)
             if failed:
                 return f"failed with {archive.name}: {failed}"
-    return "wheel and sdist work" if sdist else "wheel works"
+        failed = install(folder, f"{wheel}[report]") or draw(folder) if sdist else None
+        if failed:
+            return f"failed with [report]: {failed}"
+    return "wheel, sdist and [report] work" if sdist else "wheel works"
+
+
+def install(folder: Path, *arguments: str) -> str | None:
+    pip = [str(folder / "env" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    return run([*pip, *arguments], folder)
 
 
 def use(folder: Path) -> str | None:
@@ -104,6 +123,14 @@ def use(folder: Path) -> str | None:
     demo = subprocess.run([program, "demo"], cwd=folder, capture_output=True, text=True)
     clear = demo.returncode == 2 and "checkout" in demo.stderr and len(demo.stderr.strip().splitlines()) == 1
     return None if clear else f"the demo outside of a checkout: {demo.stderr.strip()}"
+
+
+def draw(folder: Path) -> str | None:
+    """Write a report page, which needs the extra."""
+    compare = [str(folder / "env" / "bin" / "onnx-hyvit"), "compare", str(MODEL), str(folder / "int8.onnx")]
+    options = ["--data", str(folder / "calib.npz"), "--runs", "2", "-q", "--report", str(folder / "page.html")]
+    failed = run([*compare, *options], folder)
+    return failed or (None if (folder / "page.html").is_file() else "no page")
 
 
 def run(command: list[str], folder: Path) -> str | None:

@@ -32,6 +32,7 @@ from fuzzing.sandbox import Outcome, finish, start, stop, wait_any
 import onnx_hyvit.api
 import onnx_hyvit.cli
 import onnx_hyvit.comparison  # noqa: F401
+from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.version import __version__
 
 VERDICTS = ("success", "error", "crash", "hang")
@@ -118,6 +119,7 @@ def summarise(cases: Sequence[Case], results: Sequence[Outcome], options: argpar
         "onnx_hyvit": __version__,
         "onnx": onnx.__version__,
         "onnxruntime": version("onnxruntime"),
+        "default_recipe": QuantConfig().recipe,
         "seed": options.seed,
         "seconds_per_case": options.seconds,
         "memory_per_case": options.memory,

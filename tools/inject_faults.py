@@ -24,9 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from onnx_hyvit.interrupts import LINE
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "tests" / "corpus" / "mobilenetv3.torchscript-17.onnx"
 LIMITS = ("64M", "256M", "1G")
+ENDINGS = ("ended", "ended_before", "while_python_starts", "other_ending")
+COUNTS = ("runs", *ENDINGS, "partial", "temporaries", "rerun_differs")
 
 
 def main() -> None:
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     with tempfile.TemporaryDirectory(prefix="faults_") as scratch:
         bench = Bench(Path(scratch))
         rng = np.random.default_rng(options.seed)
@@ -58,9 +63,22 @@ def main() -> None:
     sys.exit(bool(failures(report)))
 
 
+def how_it_ended(code: int, stderr: str, number: signal.Signals) -> str:
+    """The count that a disturbed run belongs to; Python itself starts before our code can say anything."""
+    if code == 0:
+        return "ended_before"
+    if number == signal.SIGKILL:
+        return "ended" if code == -number and not stderr else "other_ending"
+    if code in (130, -number) and stderr in (LINE, ""):
+        return "ended"
+    return "while_python_starts" if "KeyboardInterrupt" in stderr and "cli.py" not in stderr else "other_ending"
+
+
 def failures(report: dict[str, Any]) -> list[str]:
     """What went wrong."""
-    found = [key for key in ("killed", "interrupted") if report[key]["partial"] or report[key]["rerun_differs"]]
+    wrong = ("partial", "rerun_differs", "other_ending")
+    found = [key for key in ("killed", "interrupted") if any(report[key][name] for name in wrong)]
+    found += ["interrupted"] * bool(report["interrupted"]["temporaries"])  # a killed run cannot remove them
     found += [key for key in ("disk_full", "read_only", "reader_raises") if not report[key]["clean"]]
     rows = report.get("max_memory", [])
     growth = [row["peak_mb"] - row["before_mb"] for row in rows]
@@ -102,7 +120,17 @@ class Bench:
 
     def disturb(self, number: signal.Signals, count: int, rng: np.random.Generator) -> dict[str, int]:
         """Send a signal at random points, every fifth time as soon as a file appears; then run again."""
-        found = {"runs": 0, "ended_before": 0, "partial": 0, "temporaries": 0, "rerun_differs": 0, "tracebacks": 0}
+        names = (
+            "runs",
+            "ended",
+            "ended_before",
+            "while_python_starts",
+            "other_ending",
+            "partial",
+            "temporaries",
+            "rerun_differs",
+        )
+        found = dict.fromkeys(names, 0)
         for index in range(count):
             self.clean()
             delay = float(rng.uniform(0, self.seconds))
@@ -111,10 +139,9 @@ class Bench:
             process.send_signal(number)
             stderr = process.communicate(timeout=600)[1]
             found["runs"] += 1
-            found["ended_before"] += process.returncode == 0
+            found[how_it_ended(process.returncode, stderr, number)] += 1
             found["partial"] += self.file.exists() and self.file.read_bytes() != self.expected
             found["temporaries"] += sum(path.suffix == ".part" for path in self.out.iterdir())
-            found["tracebacks"] += "Traceback" in stderr
             again = self.run()
             found["rerun_differs"] += again.returncode != 0 or self.file.read_bytes() != self.expected
         self.clean()

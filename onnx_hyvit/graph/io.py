@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -415,19 +415,19 @@ def write_bytes(destination: Path, data: bytes) -> None:
     Raises:
         OutputError: The file cannot be written; the temporary file is removed (on Ctrl-C too).
     """
-    temporary = ""
+    # named before it exists: Ctrl-C may come as soon as it does
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.part")
     try:
-        handle, temporary = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as stream:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, destination)
     except BaseException as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         if isinstance(error, OSError):
             raise OutputError(f"{destination}: cannot be written ({error.strerror or error})") from error
         raise

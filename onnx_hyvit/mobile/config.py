@@ -15,8 +15,8 @@ class MobileConfig:
     """How a model is exported.
 
     Args:
-        platform: Processor that will run it: ``arm`` (phones) or ``amd64``. It decides which platform-specific kernels
-            and layouts are baked in.
+        platform: Processor that will run it: ``arm`` (phones; also for the web) or ``amd64``. It decides which
+            platform-specific kernels and layouts are baked in.
         fixed_shapes: Input name -> its whole shape, for inputs with free dimensions.
         batch: Size of a free first dimension of the other inputs; None leaves every free dimension free.
         threads: Threads of the timed sessions, at least 1.

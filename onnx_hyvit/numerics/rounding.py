@@ -126,6 +126,8 @@ def _column_order(gram: np.ndarray, act_order: bool) -> np.ndarray:
 def _inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
     """Upper triangular U with ``U^T U = (G + d mean(diag G) I)^-1``; more damping where G is too close to singular.
 
+    What rounding errors made indefinite is taken for its positive part.
+
     The Cholesky factor of G turned by 180 degrees, turned back, is an upper V with ``V V^T = G``, so that ``U = V^-1``.
     """
     width = gram.shape[-1]
@@ -137,9 +139,16 @@ def _inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
             turned = np.linalg.cholesky((gram / energy + amount * np.eye(width))[..., ::-1, ::-1])
             return _inverse_upper(turned[..., ::-1, ::-1]) / np.sqrt(energy)
         except np.linalg.LinAlgError:
-            if amount > 1.0:
-                raise ConfigError("the Gram matrix is not positive semi-definite") from None
-            amount *= 10.0
+            if amount > 1.0:  # not even nearly semi-definite: rounding errors of moments are larger than the variances
+                gram, amount = _positive_part(gram), max(damping, 1e-12)
+            else:
+                amount *= 10.0
+
+
+def _positive_part(gram: np.ndarray) -> np.ndarray:
+    """The nearest positive semi-definite matrices."""
+    values, vectors = np.linalg.eigh(gram)
+    return (vectors * np.maximum(values, 0.0)[..., None, :]) @ vectors.swapaxes(-1, -2)
 
 
 def _inverse_upper(matrix: np.ndarray) -> np.ndarray:

@@ -84,6 +84,13 @@ def render_results(results: Results) -> str:
 def write_report(path: str | os.PathLike[str], reports: Iterable[Mapping[str, Any]] | Results) -> Path:
     """Write the page to ``path`` through a temporary file.
 
+    Args:
+        path: Where to write the HTML page.
+        reports: What ``quantize(...).report``, ``compare`` and ``debug`` gave for one model.
+
+    Returns:
+        The path.
+
     Raises:
         ConfigError: A report is of no known command, or matplotlib is missing.
         OutputError: The file cannot be written.

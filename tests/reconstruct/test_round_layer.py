@@ -7,6 +7,7 @@ import pytest
 
 from onnx_hyvit.numerics import QuantSpec, weight_qparams
 from onnx_hyvit.numerics.ridge import GramAccumulator, choose_strength, merge_moments
+from onnx_hyvit.numerics.rounding import gptq_round
 from onnx_hyvit.reconstruct.layers import Layer
 from onnx_hyvit.reconstruct.round_layer import round_layer
 
@@ -83,6 +84,22 @@ def test_without_a_bias_nothing_is_centred():
     weight, _, x, fed = data(1000)
     found = rounded_by(weight, None, x, fed)
     assert found.bias is None and found.ridge is None
+
+
+def test_weights_on_one_position_leave_no_variance_and_no_error():
+    """What is left of the covariance is then rounding error of either sign."""
+    spec = QuantSpec(signed=True, symmetric=True, axis=0)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        accumulator = GramAccumulator()
+        weights = np.full(24, 1e-12, np.float32)
+        weights[0] = 1.0
+        inputs = rng.normal(size=(24, 40)) * 10 ** rng.uniform(-3, 3, size=40)
+        for _ in range(2):
+            accumulator.update(inputs.astype(np.float32), None, weights)
+        gram = accumulator.result().centred_gram
+        codes = gptq_round(rng.normal(size=(1, 8, 40)), gram, np.full((1, 8), 0.02), spec)
+        assert codes.dtype == np.int8 and codes.shape == (1, 8, 40)
 
 
 def test_merged_moments_are_those_of_all_samples():

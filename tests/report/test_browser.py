@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser
 from test_report import HOSTILE, RECONSTRUCTION, _poisoned, results  # noqa: F401 - a fixture
 
 from onnx_hyvit.report import render_report
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from interop.browser import Browser
 
 pytestmark = pytest.mark.interop
 OVERLAPS = """

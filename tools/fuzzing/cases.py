@@ -17,7 +17,18 @@ from .raw import damage_bytes, damage_text
 
 CORPUS = Path(__file__).resolve().parents[2] / "tests" / "corpus"
 QUICK = "repvgg.torchscript-17.onnx"
-KINDS = ("graph", "bytes", "image", "npz", "config", "target", "preprocess", "preprocess-json", "labels")
+KINDS = (
+    "graph",
+    "graph-default",
+    "bytes",
+    "image",
+    "npz",
+    "config",
+    "target",
+    "preprocess",
+    "preprocess-json",
+    "labels",
+)
 
 CONFIG = """recipe = "minmax"
 bits = "w8a8"
@@ -125,7 +136,7 @@ def write_case(case: Case, folder: Path) -> list[str]:
     """
     rng = case.generator
     (folder / "out").mkdir()
-    if case.kind in ("graph", "bytes"):
+    if case.kind in ("graph", "graph-default", "bytes"):
         return _model_case(case, folder, rng)
     model = CORPUS / QUICK
     data = _sound_npz(folder, QUICK)
@@ -164,11 +175,12 @@ def _model_case(case: Case, folder: Path, rng: np.random.Generator) -> list[str]
     source = files[int(rng.integers(len(files)))]
     data = source.read_bytes()
     model = folder / "model.onnx"
-    model.write_bytes(damage_model(data, rng) if case.kind == "graph" else damage_bytes(data, rng))
-    if rng.random() < 0.1:
+    model.write_bytes(damage_bytes(data, rng) if case.kind == "bytes" else damage_model(data, rng))
+    default = case.kind == "graph-default"  # with the default recipe, the slowest and the one with most code
+    if not default and rng.random() < 0.1:
         return ["inspect", str(model)]
     calib = _npz_for(folder, model)
-    if rng.random() < 0.3:
+    if default or rng.random() < 0.3:
         output = str(folder / "out" / "int8.onnx")
         return ["quantize", str(model), "-o", output, "--calib", str(calib), "--samples", "2", "--threads", "1"]
     return _quantize(model, calib, folder, "--samples", "2")

@@ -30,8 +30,16 @@ class Case:
     files: dict[tuple[str, str], Path]
 
 
-def prepare(folder: Path, targets: tuple[str, ...]) -> Case:
-    """Quantize the shipped model for each target, and write it as .onnx (batch 1) and as .ort in Fixed style."""
+def prepare(folder: Path, targets: tuple[str, ...], samples: int = 64) -> Case:
+    """Quantize the shipped model for each target, and write it as .onnx (batch 1) and as .ort in Fixed style.
+
+    Only the files for native sessions on x86 get its layouts of float convolutions; a browser refuses those.
+
+    Args:
+        folder: Where to write; made when missing.
+        targets: Names of targets.
+        samples: Calibration images, at most 100.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     models = find_models()
     preprocess = load_preprocess(models / PREPROCESS)
@@ -41,8 +49,9 @@ def prepare(folder: Path, targets: tuple[str, ...]) -> Case:
     files = {}
     for target in targets:
         quantized = folder / f"{target}.onnx"
-        quantize(models / MODEL, quantized, calibration={INPUT: calibration}, config=QuantConfig(target=target))
-        platform = "arm" if target == "ort-arm" else "amd64"
+        config = QuantConfig(target=target, samples=samples)
+        quantize(models / MODEL, quantized, calibration={INPUT: calibration}, config=config)
+        platform = "amd64" if target == "ort-x86-avx2" else "arm"
         exported = export_mobile(quantized, folder / target, MobileConfig(platform=platform, runs=1))
         files[target, "onnx"] = folder / target / exported["files"]["fixed_shape"]
         files[target, "ort"] = folder / target / exported["files"]["Fixed"]

@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +18,15 @@ import numpy as np
 from onnx_hyvit.demo import INPUT
 from onnx_hyvit.runtime import make_session
 
-from .browser import run_in_chromium
+from .browser import Browser, find_programs
+from .errors import FailedRuntimeError, MissingRuntimeError
 from .models import SHAPE
+from .serving import serve
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = Path(os.environ.get("INTEROP_PACKAGES", ROOT / "build" / "interop")) / "node_modules"
 NPM = "npm install --ignore-scripts --prefix build/interop onnxruntime-node onnxruntime-web"
 _SECONDS = 900
-
-
-class MissingRuntimeError(Exception):
-    """The runtime is not installed; the message is the line that installs it."""
-
-
-class FailedRuntimeError(Exception):
-    """The runtime refused the model or stopped; the message is its own."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +108,7 @@ def _run_script(package: str, model: Path, images: np.ndarray) -> Outcome:
 def run_web_in_chromium(model: Path, images: np.ndarray) -> Outcome:
     """onnxruntime-web's wasm backend in a page of headless Chromium, one thread."""
     _need_package("onnxruntime-web")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise MissingRuntimeError("chromium is missing: apt-get install chromium")
+    find_programs()
     inputs = _write_inputs(model, images)
     places = {
         "/page.html": Path(__file__).with_name("page.html"),
@@ -125,7 +118,9 @@ def run_web_in_chromium(model: Path, images: np.ndarray) -> Outcome:
     }
     shape = ",".join(map(str, SHAPE))
     page = f"/page.html?model={model.name}&name={INPUT}&shape={shape}"
-    return _outcome("onnxruntime-web in Chromium", run_in_chromium(chromium, places, page, _SECONDS))
+    with serve(places) as address, tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+        browser.open(address + page)
+        return _outcome("onnxruntime-web in Chromium", browser.wait_for("return window.outcome", _SECONDS))
 
 
 def _need_package(package: str) -> None:
