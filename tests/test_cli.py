@@ -353,3 +353,22 @@ def test_objective_says_what_the_costs_decided(tiny_model: Path, tiny_data: Path
     assert_one_line_error(run_cli(*common, "-o", tmp_path / "c.onnx", "--profile", bad), "bad.json", "not a profile")
     assert_one_line_error(run_cli(*common, "-o", tmp_path / "c.onnx", "--objective", "fast"), "objective 'fast'")
     assert not (tmp_path / "c.onnx").exists()
+
+
+def test_numpy_is_loaded_after_its_blas_was_told_to_use_one_thread() -> None:
+    code = """
+import os, sys
+from onnx_hyvit import __main__ as entry
+assert "numpy" not in sys.modules
+sys.argv = ["onnx-hyvit", "--version"]
+try:
+    entry.main()
+except SystemExit:
+    print(os.environ["OPENBLAS_NUM_THREADS"])
+"""
+    for given, found in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
+        bare = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**bare, **given}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split()[-1] == found
