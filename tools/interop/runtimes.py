@@ -166,6 +166,6 @@ RUNTIMES = (
     Runtime("onnxruntime-node", "ort-x86-avx2", ("onnx", "ort"), run_node),
     Runtime("onnxruntime-web in node", "ort-web", ("onnx", "ort"), run_web_in_node),
     Runtime("onnxruntime-web in Chromium", "ort-web", ("onnx", "ort"), run_web_in_chromium),
-    Runtime("OpenVINO", "openvino", ("onnx",), run_openvino, agreement=0.97),
+    Runtime("OpenVINO", "openvino", ("onnx",), run_openvino, agreement=0.95),
     Runtime("onnx.reference", "generic", ("onnx",), run_reference, samples=10, agreement=0.9),
 )
