@@ -5,8 +5,9 @@
 
 Each cell quantizes a model with images drawn from the training split by a seed and classifies the test images. Sessions
 sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
-this. Other tools get the same images; they know only 8 bits. With `--ablation` the parts of the default recipe are
-added one after the other. The file is written after every cell; cells that are in it already are not measured again.
+this. Other tools get the same images; they know only 8 bits, and where one fails, or writes a file that ONNX Runtime
+does not load, the cell says so. With `--ablation` the parts of the default recipe are added one after the other. The
+file is written after every cell; cells that are in it already are not measured again.
 """
 
 from __future__ import annotations
@@ -187,10 +188,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         path = arguments.models / entry["file"]
         if cell[1] not in exact:
             exact[cell[1]] = predict(session_of(path), test, entry["preprocessing"]).argmax(1)
-        found = measure(entry, path, train, test, exact[cell[1]], cell, arguments)
+        try:
+            found = measure(entry, path, train, test, exact[cell[1]], cell, arguments)
+            text = f"top-1 {100 * found['top1']:.2f} %, agrees {100 * found['agreement']:.2f} %"
+        except Exception as error:
+            if cell[3] not in PEERS:
+                raise
+            text = f"failed: {' '.join(str(error).split())[-160:]}"
+            found = dict(zip(("seed", "model", "bits", "recipe"), cell, strict=True)) | {"failed": text}
         results["cells"].append(found)
         write(arguments.json, results)
-        print(f"{cell}: top-1 {100 * found['top1']:.2f} %, agrees {100 * found['agreement']:.2f} %", flush=True)
+        print(f"{cell}: {text}", flush=True)
     return results
 
 
@@ -220,6 +228,8 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _cell(cells: list[Mapping[str, Any]]) -> str:
+    failed = sorted({cell["model"] for cell in cells if "failed" in cell})
+    cells = [cell for cell in cells if "failed" not in cell]
     if not cells:
         return "-"
     drops = np.array([100 * (cell["float_top1"] - cell["top1"]) for cell in cells])
@@ -227,7 +237,8 @@ def _cell(cells: list[Mapping[str, Any]]) -> str:
     seeds = sorted({cell["seed"] for cell in cells})
     means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
     spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
-    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %"
+    note = f" (no usable file for {len(failed)})" if failed else ""
+    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{note}"
 
 
 def describe(results: Mapping[str, Any]) -> str:
