@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -244,11 +245,12 @@ def _cell(cells: list[Mapping[str, Any]]) -> str:
 def describe(results: Mapping[str, Any]) -> str:
     """One line: what was measured."""
     models = sorted({cell["model"] for cell in results["cells"]})
-    seeds = len({cell["seed"] for cell in results["cells"]})
+    draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
+    least, most = min(draws.values()), max(draws.values())
     images, half = results["test_images"], wilson(results["test_images"] * 98 // 100, results["test_images"])
     return (
-        f"Mean over {len(models)} models ({', '.join(f'`{name}`' for name in models)}) and {seeds} draw"
-        f"{'s' * (seeds > 1)} of {results['calibration_images']} calibration images; {images} test images (an "
+        f"Mean over {len(models)} models ({', '.join(f'`{name}`' for name in models)}) and "
+        f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)} of {results['calibration_images']} calibration images; {images} test images (an "
         f"agreement of 98 % is known to ±{50 * (half.high - half.low):.2f})."
     )
 
