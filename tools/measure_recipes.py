@@ -248,10 +248,11 @@ def describe(results: Mapping[str, Any]) -> str:
     draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
     least, most = min(draws.values()), max(draws.values())
     images, half = results["test_images"], wilson(results["test_images"] * 98 // 100, results["test_images"])
+    listed = ", ".join(f"`{name}`" for name in models)
+    count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
     return (
-        f"Mean over {len(models)} models ({', '.join(f'`{name}`' for name in models)}) and "
-        f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)} of {results['calibration_images']} calibration images; {images} test images (an "
-        f"agreement of 98 % is known to ±{50 * (half.high - half.low):.2f})."
+        f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
+        f"{images} test images (an agreement of 98 % is known to ±{50 * (half.high - half.low):.2f})."
     )
 
 
