@@ -378,9 +378,8 @@ def open_calibration(
 
 def input_shapes(source: calib.Source) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs for one sample like the first one; a batch that the model fixes is kept."""
-    _, feeds = next(iter(source))
     free = {info.name for info in source.inputs if info.shape and not isinstance(info.shape[0], int)}
-    return {name: (1, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
+    return {name: (1, *array.shape[1:]) if name in free else array.shape for name, array in _first_feed(source).items()}
 
 
 def prepare(model: Model, config: QuantConfig, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Prepared:

@@ -254,8 +254,7 @@ def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str], excused: Flo
             users = readers.get(users[0].output[0], [])
         if all(user.op_type == "DequantizeLinear" for user in users):
             name = original_name(node.name, names)
-            if (
-                name in names and name not in excused.pairs
-            ):  # else the layout pass of the runtime put it there: exact, and not ours to remove
+            ours = name in names  # else the layout pass of the runtime put it there: exact, and not ours to remove
+            if ours and name not in excused.pairs:
                 found.append(Kernel(name, node.op_type, detail=f"tensor {node.input[0]}"))
     return found

@@ -11,10 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +32,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from interop.browser import Browser  # noqa: E402
 from interop.runtimes import PACKAGES  # noqa: E402
+from interop.serving import listen  # noqa: E402
 
 SHAPE = (1, 3, 64, 64)
 
@@ -68,21 +67,14 @@ def test_run_in_node(int8: Path) -> None:
     assert_first_values(done.stdout, int8, noise)
 
 
-@contextmanager
-def http_server(folder: Path) -> Iterator[str]:
+def http_server(folder: Path) -> AbstractContextManager[str]:
     """What ``python -m http.server`` does, on a free port."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return listen(functools.partial(Quiet, directory=str(folder)))
 
 
 @pytest.mark.interop

@@ -65,9 +65,9 @@ class Head:
         """Number of independent answers in one run: distributions of classes, yes-or-no questions, or samples."""
         if self.kind == "softmax":
             return int(np.prod(self.shape)) // max(1, self.shape[self.axis])
-        return (
-            int(np.prod(self.shape)) if self.kind == "bernoulli" else int(self.shape[0]) if len(self.shape) > 1 else 1
-        )
+        if self.kind == "bernoulli":
+            return int(np.prod(self.shape))
+        return int(self.shape[0]) if len(self.shape) > 1 else 1
 
     def per_answer(self) -> Head:
         """This head with a seed such that ``E[(g . d)^2] / 2`` is the mean divergence of an answer.
