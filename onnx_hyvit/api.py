@@ -32,6 +32,7 @@ from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
 from .planning import Decision, decide
+from .processor import find_target
 from .recipes import Recipe, find_recipe
 from .reconstruct import (
     BlockCache,
@@ -149,6 +150,7 @@ def _quantize(
     progress: Progress | None,
 ) -> QuantResult:
     started = time.perf_counter()
+    asked, config = config, config.replace(target=os.fspath(find_target(config.target)))
     recipe, target = find_recipe(config.recipe), adapted_target(config)
     check_storage(target, config)
     truth = read_labels(labels, config)
@@ -177,6 +179,7 @@ def _quantize(
     report: dict[str, Any] = {
         "onnx_hyvit": __version__,
         "config": config.to_dict(),
+        "chosen_target": asked.target != config.target,
         "found": describe(prepared),
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
@@ -314,7 +317,7 @@ def _validate(
 
 def adapted_target(config: QuantConfig) -> Target:
     """The target of ``config`` with the types and granularity that the config asks for instead."""
-    target = load_target(config.target)
+    target = load_target(find_target(config.target))
     activation, weight = target.activation, target.weight
     if config.activation_type is not None:
         activation = replace(activation, dtype=config.activation_type)

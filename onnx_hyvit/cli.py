@@ -68,7 +68,7 @@ def quantize(
     ],
     recipe: Annotated[str | None, typer.Option(help=f"One of {', '.join(RECIPES)}.")] = None,
     bits: Annotated[str | None, typer.Option(help="w<weights>a<activations>: w8a8, w6a6, w8a16...; or auto.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target name (ort-x86, ort-arm, generic, ...) or file.")] = None,
+    target: Annotated[str | None, typer.Option(help="Name (ort-x86, ort-arm, ...) or file; auto: this CPU.")] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration samples to use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per calibration run.")] = None,

@@ -10,6 +10,7 @@ import typer
 from . import display_deploy
 from .cli_options import JsonFlag, QuietFlag, ThreadsOption, TimedRuns, VerboseFlag
 from .cli_output import errors, show
+from .config import AUTO_TARGET
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX model, int8 or float.")]
 
@@ -47,7 +48,9 @@ def add_commands(app: typer.Typer) -> None:
     @app.command()
     def check(
         model: ModelArgument,
-        target: Annotated[str, typer.Option(help="Target name (ort-x86, ort-arm, qnn, ...) or file.")] = "ort-x86",
+        target: Annotated[
+            str, typer.Option(help="Target name (ort-x86, ort-arm, qnn, ...) or file; auto: for this processor.")
+        ] = AUTO_TARGET,
         as_json: JsonFlag = False,
         verbose: VerboseFlag = False,
     ) -> None:

@@ -17,6 +17,7 @@ from .errors import ConfigError
 RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
 MODES = ("partial", "full")
+AUTO_TARGET = "auto"
 OPSETS = range(17, 24)
 MAX_THREADS = 1024
 WEIGHT_BITS = range(2, 9)
@@ -67,7 +68,8 @@ class QuantConfig:
         mode: What is quantized: ``partial`` (where int8 kernels pay), or ``full``: also attention products, and what
             softmax, norms and activation functions read and write, as the target's file allows; for accelerators that
             have integers only. Speed decides nothing then, and no node goes back to float for its error.
-        target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type.
+        target: Name of a target or path of a target TOML file: where Q/DQ pairs go and of which type. ``auto`` is the
+            one for the processor that this runs on: ``ort-x86``, ``ort-x86-avx2`` (no VNNI) or ``ort-arm``.
         samples: Calibration samples to use, at least 1; None uses all.
         seed: Seed of every random choice.
         batch_size: Samples in one calibration run when the model's batch is free, at least 1.
@@ -100,7 +102,7 @@ class QuantConfig:
     recipe: str = "q-hyvit"
     bits: str = "w8a8"
     mode: str = "partial"
-    target: str = "ort-x86"
+    target: str = AUTO_TARGET
     samples: int | None = 64
     seed: int = 0
     batch_size: int = 8

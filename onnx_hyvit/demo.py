@@ -16,7 +16,7 @@ from .comparison import compare
 from .config import QuantConfig
 from .errors import ModelError
 from .evidence import compare_for_report
-from .runtime import Progress, sums_saturate
+from .runtime import Progress
 
 MODEL = "fashion_mobilevit_xxs.onnx"
 PREPROCESS = "fashion_mobilevit_xxs.toml"
@@ -57,7 +57,7 @@ def run_demo(
     Args:
         output: Folder for the int8 model; a temporary one when None.
         models: Folder with the demo's files, see ``find_models``.
-        config: Settings; the defaults with the target for this processor when None.
+        config: Settings; the defaults when None.
         samples: Test images to compare on, at most 2000.
         progress: Called as ``progress(done, total, text)``.
         evidence: Also collect what a report page shows, see ``evidence.compare_for_report``.
@@ -67,7 +67,7 @@ def run_demo(
         ``{"quantize": report, "compare": report}``.
     """
     folder = find_models(models)
-    config = config or QuantConfig(target="ort-x86-avx2" if sums_saturate() else "ort-x86")
+    config = config or QuantConfig()
     say = say or (lambda text: None)
     with np.load(folder / IMAGES, allow_pickle=False) as images:
         calibration, test = images["calib_images"], images["test_images"][:samples]

@@ -150,7 +150,8 @@ def quantized(report: dict[str, Any]) -> None:
     out.print("[bold]Quantized[/]")
     config = report["config"]
     out.print(
-        f"  recipe {config['recipe']}, {config['bits']}, mode {config['mode']}, target {escape(config['target'])}, "
+        f"  recipe {config['recipe']}, {config['bits']}, mode {config['mode']}, target {escape(config['target'])}"
+        f"{' (for this processor)' if report['chosen_target'] else ''}, "
         f"{report['calibration']['samples']} calibration samples"
     )
     paired = set(plan["paired_nodes"])

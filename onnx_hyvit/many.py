@@ -19,6 +19,7 @@ from .calibration import Preprocess
 from .config import QuantConfig
 from .errors import CalibrationError, ConfigError, HyvitError, OutputError
 from .graph.io import write_bytes
+from .processor import find_target
 from .recipes import RECIPES, Recipe, find_recipe
 from .runtime import Progress
 from .tasks import Lost, Workers, check_jobs, local_processes, run_tasks, threads_each
@@ -126,6 +127,7 @@ def quantize_many(
         HyvitError: A setting, the kind of data, the names of the models or the folder cannot be used.
     """
     paths, config = [Path(model) for model in models], config or QuantConfig()
+    config = config.replace(target=os.fspath(find_target(config.target)))  # workers may have other processors
     check_jobs(jobs)
     _check_data(calibration)
     recipe = find_recipe(config.recipe)

@@ -7,9 +7,11 @@ from typing import Any
 
 import onnx
 
+from .config import AUTO_TARGET
 from .errors import ModelError
 from .graph.io import read_proto
 from .kernel_audit import Audit, audit
+from .processor import find_target
 from .targets import Target, check_target, load_target
 from .validate import Finding, find_patterns
 
@@ -23,13 +25,13 @@ _PATTERN_ADVICE = "quantize the float model again; this pattern fails or is slow
 
 
 def check(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, target: str | os.PathLike[str] = "ort-x86"
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, target: str | os.PathLike[str] = AUTO_TARGET
 ) -> dict[str, Any]:
     """What a target would refuse, compute wrongly or run badly in a quantized model, and what to do.
 
     Args:
         model: Path, bytes or ModelProto of a QDQ model.
-        target: Name of a target or path of a target file.
+        target: Name of a target or path of a target file; ``auto`` is the one for this processor.
 
     Returns:
         Plain values (JSON): ``model``, ``target``, and ``problems``, each with ``node``, ``problem`` and ``advice``.
@@ -38,7 +40,7 @@ def check(
         ModelError: The model cannot be read or loaded, or holds no Q/DQ pair.
         TargetError: There is no such target.
     """
-    rules = load_target(target)
+    rules = load_target(find_target(target))
     proto, name = read_proto(model)
     if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
         raise ModelError(f"{name}: holds no Q/DQ pair, so there is nothing to check; quantize it first")
@@ -72,4 +74,4 @@ def audit_for(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto, target: str | None = None, *, threads: int = 1
 ) -> Audit:
     """``audit`` with the session of a target, so that its processor need not be at hand; None is this processor."""
-    return audit(model, threads=threads, config=load_target(target).session if target else None)
+    return audit(model, threads=threads, config=load_target(find_target(target)).session if target else None)

@@ -17,6 +17,12 @@ CORPUS = Path(__file__).parent / "corpus"
 TINY = "mobilevit_v1.torchscript-17.onnx"
 
 
+@pytest.fixture(autouse=True)
+def default_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans of tests are the same on every processor: ``auto`` stands for ``ort-x86``."""
+    monkeypatch.setattr("onnx_hyvit.processor.target_here", lambda: "ort-x86")
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """Path of a reduced MobileViT with random weights."""

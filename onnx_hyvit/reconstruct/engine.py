@@ -21,7 +21,7 @@ from ..runtime import Progress
 from ..tasks import Workers
 from .block import BlockResult
 from .cache import BlockCache
-from .divergence import Divergence
+from .divergence import Divergence, is_worse
 from .layers import find_layers
 from .objective import Metric, Objective
 from .sweep import Sweep
@@ -45,7 +45,7 @@ class Reconstructed:
         weighting: How errors were weighted, in words.
         divergence_before: Divergence of the model's outputs from the float ones before, on the calibration samples.
         divergence_after: The same afterwards.
-        kept: Whether the result is used; False when it is worse than the start, which ``qparams`` then are.
+        kept: Whether the result is used; False when it is clearly worse than the start, which ``qparams`` then are.
     """
 
     qparams: Mapping[str, QParams] = field(repr=False)
@@ -113,7 +113,7 @@ def reconstruct(
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
-        The choices; the start itself when they do not bring the outputs closer to the float ones.
+        The choices; the start itself when they take the outputs further from the float ones, see ``is_worse``.
     """
     proto = model_to_proto(model)
     blocks = _blocks(model, shapes, structure)
@@ -133,8 +133,9 @@ def reconstruct(
         if progress is not None:
             progress(len(results), len(blocks), "reconstruct")
     end = (sweep.qparams, sweep.parameters)
-    before, after = _divergences(Divergence(proto, loss, batches, threads), sweep.trial, (start, end))
-    kept = after <= before
+    each = _divergences(Divergence(proto, loss, batches, threads), sweep.trial, (start, end))
+    before, after = (float(values.mean()) for values in each)
+    kept = not is_worse(*each)
     if not kept:
         logger.info(  # no warning: the report says so, and nothing is wrong with the result
             "reconstruction left the outputs further from float (%.3g against %.3g): not used", after, before
@@ -161,10 +162,10 @@ def _samples_to_search(
     return samples
 
 
-def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) -> list[float]:
-    """Divergence of the model's outputs for each state."""
+def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) -> list[np.ndarray]:
+    """Divergence of the model's outputs for each state, by sample."""
     session = judge.session(trial.proto)
-    return [judge.of(session, {**trial.feeds(qparams), **parameters}) for qparams, parameters in states]
+    return [judge.each(session, {**trial.feeds(qparams), **parameters}) for qparams, parameters in states]
 
 
 def _batches_that_fit(

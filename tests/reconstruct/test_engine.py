@@ -130,7 +130,7 @@ def test_outputs_come_closer_to_float(ready, settings):
 
 def test_a_result_that_is_worse_is_not_used(ready, monkeypatch, caplog):
     prepared, plan, qparams, source, _ = ready
-    values = [1.0, 2.0]
+    values = [np.full(8, 1.0), np.full(8, 2.0)]
     monkeypatch.setattr("onnx_hyvit.reconstruct.engine._divergences", lambda *_: values)
     caplog.set_level("INFO")
     result = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, Reconstruction(search=False))

@@ -58,6 +58,7 @@ class Recipe:
         learning_rate: peak of the cycle, of AdamW.
         muon_rate: peak of the cycle for hidden weight matrices, which Muon trains; 0 leaves them to AdamW.
         patch_drop: share of the patches that a plain transformer does not see in the first part of the run.
+        drop_until: share of the run after which it sees all of them.
         weight_decay: of matrices and convolution kernels; norms and biases have none.
         warmup: share of the steps of a cycle in which the rate rises.
         smoothing: label smoothing, 0..1.
@@ -75,6 +76,7 @@ class Recipe:
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
     patch_drop: float = 0.0
+    drop_until: float = 0.75
     weight_decay: float = 0.05
     warmup: float = 0.2
     smoothing: float = 0.1

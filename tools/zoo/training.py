@@ -22,7 +22,6 @@ from .speed import choose_fast_kernels, use_plain_attention
 
 CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.jsonl"
-DROP_UNTIL = 0.75  # share of a run in which patches are dropped
 
 
 def cached_images(dataset: str, data: Path, split: str, cache: Path) -> Images:
@@ -158,7 +157,7 @@ class Run:
         for optimizer, peak in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * self.recipe.cycle_at(progress)
-        drop_patches(self.model, self.recipe.patch_drop if progress < DROP_UNTIL else 0.0)
+        drop_patches(self.model, self.recipe.patch_drop if progress < self.recipe.drop_until else 0.0)
         with autocast():
             logits = self.model(x)
         loss = functional.cross_entropy(logits.float(), target, label_smoothing=self.recipe.smoothing)
