@@ -277,7 +277,8 @@ def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Rec
         decision = decide(model, shapes, target, config, kept, decision)
     if not decision.plan.int8_nodes:
         reason = _first_reason(decision.plan)
-        raise ModelError(f"{model.path}: no node can be quantized for target {target.name} ({reason})")
+        hint = "; give --objective size to quantize it all the same" if decision.profile else ""
+        raise ModelError(f"{model.path}: no node can be quantized for target {target.name} ({reason}){hint}")
     if recipe.reconstruction is not None and give_biases(model, decision.plan):
         decision = decide(model, shapes, target, config, kept, decision)
     return decision

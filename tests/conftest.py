@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ CORPUS = Path(__file__).parent / "corpus"
 TINY = "mobilevit_v1.torchscript-17.onnx"
 
 
-@pytest.fixture(autouse=True)
-def default_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of tests are the same on every processor: ``auto`` stands for ``ort-x86``."""
-    monkeypatch.setattr("onnx_hyvit.processor.target_here", lambda: "ort-x86")
+@pytest.fixture(autouse=True, scope="session")
+def default_target() -> Iterator[None]:
+    """Plans of tests are the same on every processor: ``auto`` is ``ort-x86``, except in processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnx_hyvit.processor.target_here", lambda: "ort-x86")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnx_hyvit import QuantConfig, processor, quantize
+from onnx_hyvit.processor import target_here
 from onnx_hyvit.runtime import sums_saturate
 
 
@@ -20,10 +21,9 @@ from onnx_hyvit.runtime import sums_saturate
     ],
 )
 def test_processor_decides(monkeypatch: pytest.MonkeyPatch, machine: str, saturates: bool, expected: str) -> None:
-    monkeypatch.undo()  # of the fixture that pins the target of all other tests
     monkeypatch.setattr(processor.platform, "machine", lambda: machine)
     monkeypatch.setattr(processor, "sums_saturate", lambda: saturates)
-    assert processor.target_here() == expected
+    assert target_here() == expected
 
 
 def test_auto_becomes_the_target_and_a_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_report_names_the_target_that_was_found(
 def test_default_session_is_exact_with_the_default_target(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_data: Path
 ) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(processor, "target_here", target_here)
     result = quantize(tiny_model, calibration=tiny_data, config=QuantConfig(recipe="minmax", samples=2))
     assert not [text for text in result.report["findings"] if "saturate" in text]
     assert result.report["config"]["target"] == "ort-x86-avx2" or not sums_saturate()

@@ -130,6 +130,7 @@ def test_the_command_line_uses_a_dask_cluster(
 ) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
     common = ["--recipe", "minmax", "--no-verify", "--samples", "4", "--batch-size", "2", "--threads", "2", "--json"]
+    common += ["--target", "ort-x86"]
     done = run_cli(*models, "-o", tmp_path / "out", "--calib", tmp_path / "images.npy", *common, "--dask", cluster)
     assert done.returncode == 0, done.stderr
     assert {Path(entry["output"]).name: Path(entry["output"]).read_bytes() for entry in json.loads(done.stdout)} == (
@@ -164,7 +165,7 @@ def test_the_command_line_lists_all_and_fails_for_one(
     bad = tmp_path / "bad.onnx"
     bad.write_text("this is not a model")
     common = ["--calib", tmp_path / "images.npy", "--recipe", "minmax", "--no-verify", "--samples", 4]
-    common += ["--batch-size", 2, "--threads", 2, "--jobs", jobs]
+    common += ["--batch-size", 2, "--threads", 2, "--jobs", jobs, "--target", "ort-x86"]
     done = run_cli(bad, *models[:2], "-o", tmp_path / "out", *common, "--json")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "bad.onnx" in done.stderr

@@ -118,7 +118,7 @@ RECIPES = {
     ),
     "cifar_mobilevit_xxs": Recipe("mobilevit_xxs", epochs=10, sides=PROGRESSIVE),
     "cifar_edgenext_xx_small": Recipe("edgenext_xx_small", epochs=14, sides=PROGRESSIVE),
-    "cifar_mobile_former": Recipe("mobile_former", epochs=18, cycles=2, sides=((0.0, 48), (0.225, 64))),
+    "cifar_mobile_former": Recipe("mobile_former", epochs=27, cycles=3, sides=((0.0, 48), (0.15, 64))),
     "cifar_efficientformer": Recipe("efficientformer", epochs=10, sides=PROGRESSIVE),
     "cifar_mobilevitv2_050": Recipe("mobilevitv2_050", epochs=10, sides=PROGRESSIVE),
     "cifar_efficientformerv2_s0": Recipe("efficientformerv2_s0", epochs=6),
