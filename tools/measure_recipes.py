@@ -7,7 +7,7 @@ Each cell quantizes a model with images drawn from the training split by a seed 
 sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
 this. Other tools get the same images; they know only 8 bits, and where one fails, or writes a file that ONNX Runtime
 does not load, the cell says so. With `--ablation` the parts of the default recipe are added one after the other. The
-file is written after every cell; cells that are in it already are not measured again.
+file is written after every cell; cells that are in it already, of the same models, are not measured again.
 """
 
 from __future__ import annotations
@@ -132,7 +132,14 @@ def measure(
             quantize_elsewhere(recipe, path, output, data, arguments)
         else:
             config = QuantConfig(
-                recipe=recipe, bits=bits, samples=None, seed=seed, threads=1, verify=False, cache=False
+                recipe=recipe,
+                bits=bits,
+                target="ort-x86",
+                samples=None,
+                seed=seed,
+                threads=1,
+                verify=False,
+                cache=False,
             )
             onnx_hyvit.quantize(path, output, calibration=data, config=config)
         seconds = time.perf_counter() - start
@@ -140,6 +147,7 @@ def measure(
     return {
         "seed": seed,
         "model": name,
+        "sha256": entry["sha256"],
         "bits": bits,
         "recipe": recipe,
         "images": len(test),
@@ -180,6 +188,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {"calibration_images": arguments.samples, "test_images": len(test), "cells": []}
     if arguments.json.is_file():
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
+    current = {name: entry["sha256"] for name, entry in index.items()}
+    results["cells"] = [cell for cell in results["cells"] if cell["sha256"] == current.get(cell["model"])]
     done = {(cell["seed"], cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"]}
     exact: dict[str, np.ndarray] = {}
     for cell in cells(arguments, names):
@@ -196,7 +206,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if cell[3] not in PEERS:
                 raise
             text = f"failed: {' '.join(str(error).split())[-160:]}"
-            found = dict(zip(("seed", "model", "bits", "recipe"), cell, strict=True)) | {"failed": text}
+            found = dict(zip(("seed", "model", "bits", "recipe"), cell, strict=True))
+            found |= {"sha256": entry["sha256"], "failed": text}
         results["cells"].append(found)
         write(arguments.json, results)
         print(f"{cell}: {text}", flush=True)
