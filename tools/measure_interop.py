@@ -2,8 +2,8 @@
 
     python tools/measure_interop.py --work build/interop/models --json tools/results/interop.json --readme README.md
 
-What is right is what onnxruntime's Python package answers for the same file with exact sums. The rows marked
-``default target`` run the 8-bit weights of ``ort-x86``, which a processor without VNNI adds with saturation.
+What is right is what onnxruntime's Python package answers for the same file with exact sums. The last
+rows run the 8-bit weights of ``ort-x86``, which a processor without VNNI adds with saturation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from interop.runtimes import PACKAGES, RUNTIMES, Outcome, Runtime, run_python
 
 from onnx_hyvit.runtime import sums_saturate
 
-DEFAULT = "ort-x86"
+VNNI = "ort-x86"
 START, END = "<!-- interop: start -->", "<!-- interop: end -->"
 
 
@@ -82,9 +82,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--readme", type=Path, help="file whose table is renewed")
     arguments = parser.parse_args()
-    case = prepare(arguments.work, tuple(dict.fromkeys([*(runtime.target for runtime in RUNTIMES), DEFAULT])))
+    case = prepare(arguments.work, tuple(dict.fromkeys([*(runtime.target for runtime in RUNTIMES), VNNI])))
     rows = [row for runtime in RUNTIMES for row in measure(case, runtime, runtime.target)]
-    rows += [row for runtime in RUNTIMES[1:3] for row in measure(case, runtime, DEFAULT)]
+    rows += [row for runtime in RUNTIMES[1:3] for row in measure(case, runtime, VNNI)]
     results = {"versions": versions(), "sums_saturate": sums_saturate(), "rows": rows}
     arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if arguments.readme:
