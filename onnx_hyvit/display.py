@@ -239,6 +239,8 @@ def _reconstruction(out: Console, found: dict[str, Any] | None) -> None:
     if found is None:
         return
     used = "" if found["kept"] else " [yellow](worse: not used)[/]"
+    if found["kept"] and found["divergence_after"] > found["divergence_before"]:
+        used = " (used: chance explains the rise)"
     out.print(
         f"  reconstructed {len(found['blocks'])} blocks ({escape(found['weighting'])}): divergence at the outputs "
         f"{found['divergence_before']:.2g} -> {found['divergence_after']:.2g}{used}"
