@@ -123,5 +123,5 @@ RECIPES = {
     "cifar_mobilevitv2_050": Recipe("mobilevitv2_050", epochs=10, sides=PROGRESSIVE),
     "cifar_efficientformerv2_s0": Recipe("efficientformerv2_s0", epochs=6),
     "cifar_swin": Recipe("swin", epochs=3, learning_rate=1e-3),
-    "cifar_deit_tiny": Recipe("deit_tiny", epochs=4, learning_rate=1e-3, patch_drop=0.5),
+    "cifar_deit_tiny": Recipe("deit_tiny", epochs=12, cycles=3, learning_rate=1e-3, patch_drop=0.5, drop_until=0.25),
 }
