@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from speed.forms import FormError, Tools, form_names, make_form, our_target
+from speed.forms import FormError, Tools, form_names, make_form
 from speed.measure import loadable, measure_footprint, measure_latency
 from speed.models import SAMPLES, BenchModel, find_models
 from speed.report import draw, render, update_readme
 from zoo.machine import cpu_name, has_vnni
 
 from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.processor import target_here
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,7 +82,7 @@ def merge(path: Path, row: dict[str, Any]) -> dict[str, Any]:
     """The results with ``row`` in them, written to ``path``."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"models": []}
     results["machine"] = {"cpu": cpu_name(), "vnni": has_vnni(), "onnxruntime": onnxruntime.__version__}
-    results["settings"] = {"target": our_target(), "calibration_samples": SAMPLES, "recipe": "gains"}
+    results["settings"] = {"target": target_here(), "calibration_samples": SAMPLES, "recipe": "gains"}
     same = (row["name"], row["shape"])
     kept = [entry for entry in results["models"] if (entry["name"], entry["shape"]) != same]
     results["models"] = sorted([*kept, row], key=lambda entry: (entry["shape"][0], entry["name"]))

@@ -24,6 +24,7 @@ from zoo.machine import cpu_name, has_vnni
 
 from onnx_hyvit.costs import Profile, Work, fit_kernel, kernel_of_event
 from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.processor import target_here
 from onnx_hyvit.runtime import make_session, profile_nodes
 
 CHAIN = 200
@@ -88,12 +89,12 @@ def make_profile(calls: Calls, target: str, threads: int, offset: float) -> Prof
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="profile to write")
-    parser.add_argument("--target", help="target that it is for; by default ort-x86 with VNNI, else ort-x86-avx2")
+    parser.add_argument("--target", help="target that it is for; by default that of this processor")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=24, help="timed runs of each model")
     parser.add_argument("--calls", type=Path, help="also write every measured call to this file")
     arguments = parser.parse_args()
-    target = arguments.target or ("ort-x86" if has_vnni() else "ort-x86-avx2")
+    target = arguments.target or target_here()
     calls = measure_cases(arguments.runs, arguments.threads)
     profile = make_profile(calls, target, arguments.threads, measure_offset(arguments.threads))
     write_bytes(arguments.output, (json.dumps(profile.to_dict(), indent=1) + "\n").encode())

@@ -79,16 +79,11 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def our_target() -> str:
-    """The target for this processor."""
-    return "ort-x86" if has_vnni() else "ort-x86-avx2"
-
-
 def _hyvit(model: BenchModel, path: Path, data: Path, objective: str) -> None:
     from onnx_hyvit.api import quantize
     from onnx_hyvit.config import QuantConfig
 
-    config = QuantConfig(target=our_target(), objective=objective, verify=False, threads=2)
+    config = QuantConfig(objective=objective, verify=False, threads=2)
     quantize(model.path, path, calibration=data, config=config)
 
 
