@@ -20,6 +20,7 @@ from . import calibration as calib
 from .blocks import Structure, find_structure
 from .config import QuantConfig
 from .errors import ConfigError, ModelError, OutputError
+from .gelus import Gelus, choose_gelus, replace_gelus
 from .graph import Model, load_model, model_to_proto, save_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
 from .graph.io import model_bytes
@@ -184,6 +185,7 @@ def _quantize(
         "passes": {result.name: result.count for result in prepared.passes if result.count},
         "plan": _describe_plan(plan),
         "speed": {**fitted.decision.to_dict(), "check": check.to_dict() if check else None},
+        "gelus": scaled.gelus.to_dict() if scaled.gelus else None,
         "granularity": scaled.granularity.to_dict() if scaled.granularity else None,
         "precision": precision,
         "reconstruction": scales.reconstructed.to_dict() if scales.reconstructed else None,
@@ -214,6 +216,7 @@ class _Scaled:
     work: Work
     decide: Decide
     fitted: Fitted
+    gelus: Gelus | None
     granularity: Granularity | None
     caches: tuple[BlockCache, ...]
 
@@ -233,6 +236,17 @@ def _scale(
     kept = _kept_float(prepared, config, names)
     decision = _decide(prepared, target, config, recipe, kept)
     _limit_memory(prepared, decision.plan, source, config)
+    gelus = None
+    if recipe.precision and config.gelu != "exact":
+        work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
+        # regions in which only the GELUs make int8 slow: what all of int8 would read and write counts
+        whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
+        gelus = choose_gelus(work, whole, target.glue, config.gelu)
+    if gelus is not None and gelus.chosen:
+        gelus = replace_gelus(prepared.model, gelus)
+        shapes = observe(model_to_proto(prepared.model), prepared.inputs).shapes
+        prepared = replace(prepared, shapes=dict(shapes))
+        decision = _decide(prepared, target, config, recipe, kept)
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
     if recipe.gains:
@@ -260,9 +274,10 @@ def _scale(
     def with_more(more: Mapping[str, str]) -> Decision:
         return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
 
-    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels)
+    exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.chosen else None
+    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels, exact)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
-    return _Scaled(prepared, work, with_more, fitted, granularity, tuple(caches))
+    return _Scaled(prepared, work, with_more, fitted, gelus, granularity, tuple(caches))
 
 
 def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Recipe, kept: tuple[str, ...]) -> Decision:

@@ -87,6 +87,10 @@ def quantize(
     objective: Annotated[
         str | None, typer.Option(help="balanced, speed or size: what stays float where int8 is slower.")
     ] = None,
+    gelu: Annotated[
+        str | None,
+        typer.Option(help="auto, exact or sigmoid: where GELU becomes x sigmoid(c x), which is faster in int8."),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of kernels (tools/profile_kernels.py).")] = None,
     verify_speed: Annotated[
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
@@ -128,6 +132,7 @@ def quantize(
         "verify": verify,
         "cache": cache,
         "objective": objective,
+        "gelu": gelu,
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
         "max_drop": max_drop,

@@ -16,6 +16,7 @@ from .errors import ConfigError
 
 RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
+GELUS = ("auto", "exact", "sigmoid")
 MODES = ("partial", "full")
 AUTO_TARGET = "auto"
 OPSETS = range(17, 24)
@@ -86,8 +87,12 @@ class QuantConfig:
         rewrite_layout: Also run the exact rewrites that make the graph cheaper (data layout, padding, fused forms).
         verify: Run the finished model at every optimisation level and compare.
         cache: Keep the results of finished blocks until the run ends, so that an interrupted one goes on from there.
-        objective: ``balanced`` keeps float the regions that clearly lose time in int8, ``speed`` all that lose any,
-            ``size`` none; it needs a profile of kernels, without which the target's rules decide.
+        objective: ``balanced`` keeps float the regions where that saves a larger share of the time than it adds to the
+            bytes of the weights, ``speed`` all that lose time in int8, ``size`` none; it needs a profile of kernels,
+            without which the target's rules decide.
+        gelu: ``auto`` puts ``x * sigmoid(c x)``, which has int8 kernels, in place of GELUs where the time that it
+            saves is worth the error, by recipes with mixed precision and with a profile of kernels; ``sigmoid``
+            wherever it saves time; ``exact`` nowhere.
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
@@ -118,6 +123,7 @@ class QuantConfig:
     verify: bool = True
     cache: bool = True
     objective: str = "balanced"
+    gelu: str = "auto"
     profile: str | None = None
     verify_speed: bool = False
     max_drop: float | str | None = None
@@ -126,6 +132,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
         _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("gelu", self.gelu, GELUS)
         _one_of("mode", self.mode, MODES)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")

@@ -163,6 +163,7 @@ def quantized(report: dict[str, Any]) -> None:
         out.print(f"  {count} softmax outputs with {escape(text)} in float: no kernel accelerates them")
     _float_reasons(out, kept)
     _speed(out, report["speed"])
+    _gelus(out, report["gelus"])
     _precision(out, report["precision"])
     _reconstruction(out, report["reconstruction"])
     _kernels(out, report["audit"])
@@ -195,6 +196,18 @@ def _speed(out: Console, speed: dict[str, Any]) -> None:
         f"{predicted['chosen'] / 1e3:.2f} ms for what could be int8 (all int8 {predicted['int8'] / 1e3:.2f}, "
         f"all float {predicted['float'] / 1e3:.2f})"
     )
+
+
+def _gelus(out: Console, found: dict[str, Any] | None) -> None:
+    """What stands in place of GELUs."""
+    if found is None:
+        return
+    replaced = sum(entry["replaced"] for entry in found["nodes"])
+    if replaced:
+        out.print(
+            f"  {replaced} of {len(found['nodes'])} GELUs between int8 layers became x sigmoid(c x) in int8: about "
+            f"{found['saved_us'] / 1e3:.2f} ms less, for a divergence of {found['divergence']:.2g} by themselves"
+        )
 
 
 def _precision(out: Console, found: dict[str, Any] | None) -> None:

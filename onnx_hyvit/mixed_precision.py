@@ -167,14 +167,15 @@ class _Weighed:
     def __init__(self, work: Work, decision: Decision, first: Mapping[str, QParams]) -> None:
         self._work, self._decision = work, decision
         self._judge: Divergence | None = None
-        self._proto = model_to_proto(work.model)
+        proto = model_to_proto(work.model)
+        self._reference = work.reference or proto
         self._top1: Top1 | None = None
         if work.config.max_loss is not None:
             assert work.labels is not None
-            self._top1 = Top1(self._proto, work.source, work.labels, work.config.threads)
-        self.loss = choose_loss(self._proto, work.shapes)
+            self._top1 = Top1(self._reference, work.source, work.labels, work.config.threads)
+        self.loss = choose_loss(proto, work.shapes)
         self._effects: Effects = measure_effects(
-            self._proto,
+            proto,
             decision.plan,
             first,
             work.shapes,
@@ -245,7 +246,7 @@ class _Weighed:
             return self._top1.of(quantized)
         if self._judge is None:
             batches = [feeds for _, feeds in work.source]
-            self._judge = Divergence(self._proto, self.loss, batches, work.config.threads)
+            self._judge = Divergence(self._reference, self.loss, batches, work.config.threads)
         return Reached(self._judge.of(self._judge.session(quantized)))
 
     def share_of(self, most: float, reached: Reached) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from .blocks import Structure
 from .calibrate import activation_qparams, weight_scales
@@ -33,6 +34,7 @@ class Work:
         config: Objective, bits, limits, threads, memory, seed.
         workers: Who reconstructs independent blocks, None for this process.
         labels: Class numbers of the samples in ``source``, see ``labels.load_labels``; None without.
+        reference: Float model to stay close to, with the same tensors; ``model`` itself when None.
     """
 
     model: Model
@@ -43,6 +45,7 @@ class Work:
     config: QuantConfig
     workers: Workers | None = None
     labels: Mapping[str, int] | np.ndarray | None = None
+    reference: onnx.ModelProto | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def find_scales(
         cache=cache,
         max_memory=work.config.max_memory,
         workers=work.workers,
+        reference=work.reference,
         progress=progress,
     )
     return Scales(dict(reconstructed.qparams), dict(reconstructed.parameters), reconstructed)

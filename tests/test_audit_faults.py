@@ -109,7 +109,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for target in ("ort-x86", "ort-arm"):
         paths[target] = folder / f"{target}.onnx"
-        config = onnx_hyvit.QuantConfig(target=target, recipe="minmax", verify=False)
+        config = onnx_hyvit.QuantConfig(target=target, recipe="minmax", objective="size", verify=False)
         onnx_hyvit.quantize(models / MODEL, paths[target], calibration=data, config=config)
     return paths
 

@@ -24,3 +24,14 @@ def test_it_says_whether_a_reconstruction_is_used(before: float, after: float, k
     display._reconstruction(Console(file=text, width=200), found)
     line = next(line for line in text.getvalue().splitlines() if "divergence" in line)
     assert line.endswith(words)
+
+
+def test_it_says_what_became_of_the_gelus() -> None:
+    text = io.StringIO()
+    entries = [{"replaced": True}, {"replaced": False}]
+    display._gelus(Console(file=text, width=200), {"nodes": entries, "saved_us": 420.0, "divergence": 3e-5})
+    assert "1 of 2 GELUs" in text.getvalue() and "0.42 ms less" in text.getvalue() and "3e-05" in text.getvalue()
+    nothing = io.StringIO()
+    for found in (None, {"nodes": entries[1:], "saved_us": 0.0, "divergence": 0.0}):
+        display._gelus(Console(file=nothing, width=200), found)
+    assert not nothing.getvalue()

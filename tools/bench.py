@@ -23,6 +23,7 @@ from speed.models import SAMPLES, BenchModel, find_models
 from speed.report import draw, render, update_readme
 from zoo.machine import cpu_name, has_vnni
 
+from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.graph.io import write_bytes
 from onnx_hyvit.processor import target_here
 
@@ -82,7 +83,7 @@ def merge(path: Path, row: dict[str, Any]) -> dict[str, Any]:
     """The results with ``row`` in them, written to ``path``."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"models": []}
     results["machine"] = {"cpu": cpu_name(), "vnni": has_vnni(), "onnxruntime": onnxruntime.__version__}
-    results["settings"] = {"target": target_here(), "calibration_samples": SAMPLES, "recipe": "gains"}
+    results["settings"] = {"target": target_here(), "calibration_samples": SAMPLES, "recipe": QuantConfig().recipe}
     same = (row["name"], row["shape"])
     kept = [entry for entry in results["models"] if (entry["name"], entry["shape"]) != same]
     results["models"] = sorted([*kept, row], key=lambda entry: (entry["shape"][0], entry["name"]))

@@ -277,3 +277,28 @@ def check_feeds(feeds: object, inputs: Sequence[InputInfo], where: str) -> dict[
 def path_of(data: object) -> Path | None:
     """``data`` as a path, when it is one."""
     return Path(data) if isinstance(data, (str, os.PathLike)) else None
+
+
+class FirstSamples(Source):
+    """The first batches of another source, until they hold enough samples."""
+
+    _warns_of_range = False  # the whole source does
+
+    def __init__(self, source: Source, samples: int) -> None:
+        super().__init__(source.inputs, source.batch_size)
+        self._source, self._samples = source, samples
+
+    def __len__(self) -> int:
+        return min(len(self._source), -(-self._samples // self.batch_size) * self.batch_size)
+
+    def _batches(self) -> Iterator[Batch]:
+        seen = 0
+        for samples, feeds in self._source._batches():
+            yield samples, feeds
+            seen += len(samples)
+            if seen >= self._samples:
+                return
+
+    def _hash(self, digest: hashlib._Hash) -> None:
+        self._source._hash(digest)
+        digest.update(f"first {self._samples};".encode())

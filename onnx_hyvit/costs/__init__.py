@@ -2,6 +2,7 @@
 
 from .choose import Choice, Problem, Region, choose_float, pose_problem
 from .fit import fit_kernel
+from .gelu import gelu_saving
 from .kernels import Work, kernel_of_event, work_of
 from .profile import Kernel, Profile, find_profile, load_profile
 
@@ -15,6 +16,7 @@ __all__ = [
     "choose_float",
     "find_profile",
     "fit_kernel",
+    "gelu_saving",
     "kernel_of_event",
     "load_profile",
     "pose_problem",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -25,9 +25,8 @@ from .profile import Profile
 from .units import Unit, find_units
 
 SOURCE, SINK = 0, 1
-CLEAR_SHARE = 0.25  # what a region must gain, of its own int8 time, before ``balanced`` gives up its small weights
-CLEAR_US = 5.0
-LEAST_SHARE = 0.02  # gains below are within the error of a profile, and change nothing under ``speed`` either
+LEAST_SHARE = 0.02  # of a region's int8 time: smaller gains are within the error of a profile, and change nothing
+FLOAT_BYTES = 3  # that a weight takes more in float than in int8
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,8 @@ def choose_float(
         plan: Plan by the target's rules; only nodes that it makes int8 are looked at.
         shapes: Concrete shapes of all tensors.
         profile: Costs of kernels.
-        objective: ``speed`` keeps float whatever is faster so; ``balanced`` only regions that gain ``CLEAR_SHARE`` of
-            their time; ``size`` none.
+        objective: ``speed`` keeps float whatever is faster so; ``balanced`` what takes away a larger share of the
+            predicted time than it adds to the bytes of the weights; ``size`` nothing.
 
     Returns:
         The regions, in a fixed order; the same inputs give the same choice.
@@ -159,15 +158,23 @@ def choose_float(
     problem = pose_problem(model.graph, plan, shapes, profile)
     free = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
     all_int8 = problem.cost(free)
-    slow = frozenset() if objective == "size" else free - _cheapest(problem)
+    weighed = problem if objective == "speed" else _with_bytes(problem, all_int8)
+    slow = frozenset() if objective == "size" else free - _cheapest(weighed)
     regions, kept = [], free
     for component in _components(problem, slow):
         region = _region(problem, free, all_int8, component)
-        least = LEAST_SHARE * region.int8_us if objective == "speed" else max(CLEAR_US, CLEAR_SHARE * region.int8_us)
-        if region.gain_us > least:
+        if region.gain_us > LEAST_SHARE * region.int8_us:
             regions.append(region)
             kept -= component
     return Choice(tuple(regions), all_int8, problem.cost(kept), problem.cost(frozenset()))
+
+
+def _with_bytes(problem: Problem, all_int8: float) -> Problem:
+    """``problem`` with the bytes of float weights as time: all bytes of the int8 weights are worth all of its time."""
+    total = sum(unit.weights for unit in problem.units)
+    rate = FLOAT_BYTES * all_int8 / max(1, total)
+    units = [replace(unit, float_us=unit.float_us + rate * unit.weights) for unit in problem.units]
+    return replace(problem, units=units)
 
 
 def pose_problem(

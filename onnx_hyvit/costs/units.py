@@ -8,7 +8,7 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
-from ..graph.edit import constant_of
+from ..graph.edit import constant_of, scalar_of
 from ..placement import Plan
 from .kernels import Shape, Work, convolution_kind, kernel_name, work_of
 from .profile import Profile
@@ -27,12 +27,14 @@ class Unit:
         is_free: Whether the plan lets it be int8; if not, it is float.
         float_us: Microseconds in float.
         int8_us: Microseconds on codes; 0 where it is not free.
+        weights: Elements of its weight.
     """
 
     nodes: tuple[gs.Node, ...]
     is_free: bool
     float_us: float = 0.0
     int8_us: float = 0.0
+    weights: int = 0
 
     @property
     def name(self) -> str:
@@ -41,8 +43,8 @@ class Unit:
 
     @property
     def is_silu(self) -> bool:
-        """Whether it is ``x * sigmoid(x)``, one kernel in float and two in int8."""
-        return len(self.nodes) == 2 and self.nodes[0].op == "Sigmoid" and self.nodes[1].op == "Mul"
+        """Whether it is ``x * sigmoid(c x)``, one kernel in float and two in int8."""
+        return len(self.nodes) >= 2 and self.nodes[0].op == "Sigmoid" and self.nodes[1].op == "Mul"
 
 
 def find_units(
@@ -61,10 +63,10 @@ def find_units(
     for node in graph.nodes:
         if node.name in taken:
             continue
-        product = _gated_product(node)
-        same_side = product is not None and (node.name in on_codes) == (product.name in on_codes)
-        if product is not None and same_side and product.name not in taken:
-            nodes: tuple[gs.Node, ...] = (node, product, *followers.get(product.name, ()))
+        gate = _gate(node)
+        same_side = len({member.name in on_codes for member in gate}) == 1
+        if gate and same_side and not any(member.name in taken for member in gate):
+            nodes: tuple[gs.Node, ...] = (*gate, *followers.get(gate[1].name, ()))
         else:
             nodes = (node, *followers.get(node.name, ()))
         taken.update(member.name for member in nodes)
@@ -72,13 +74,26 @@ def find_units(
     return units
 
 
-def _gated_product(node: gs.Node) -> gs.Node | None:
-    """The Mul of ``x * sigmoid(x)`` when ``node`` is its Sigmoid."""
-    if node.op != "Sigmoid" or len(node.outputs[0].outputs) != 1:
-        return None
-    user = node.outputs[0].outputs[0]
-    others = [tensor for tensor in user.inputs if tensor is not node.outputs[0]]
-    return user if user.op == "Mul" and len(others) == 1 and others[0] is node.inputs[0] else None
+def _gate(node: gs.Node) -> tuple[gs.Node, ...]:
+    """Sigmoid, Mul and perhaps the product by a number of ``x * sigmoid(c x)``, when ``node`` is the first to run."""
+    if node.op == "Sigmoid":
+        return _gated(node, node.inputs[0])
+    users = node.outputs[0].outputs if node.op == "Mul" else []
+    if len(users) != 1 or users[0].op != "Sigmoid":
+        return ()
+    factors = [tensor for tensor in node.inputs if scalar_of(tensor) is not None]
+    sources = [tensor for tensor in node.inputs if scalar_of(tensor) is None]
+    gate = _gated(users[0], sources[0]) if len(factors) == len(sources) == 1 else ()
+    return (*gate, node) if gate else ()
+
+
+def _gated(sigmoid: gs.Node, source: gs.Tensor) -> tuple[gs.Node, ...]:
+    """``sigmoid`` and the Mul that multiplies it by ``source``; nothing when something else reads it."""
+    users = sigmoid.outputs[0].outputs
+    if len(users) != 1 or users[0].op != "Mul":
+        return ()
+    others = [tensor for tensor in users[0].inputs if tensor is not sigmoid.outputs[0]]
+    return (sigmoid, users[0]) if len(others) == 1 and others[0] is source else ()
 
 
 def _with_costs(
@@ -88,7 +103,7 @@ def _with_costs(
     if not is_free:
         return unit
     if unit.is_silu:
-        work = _work("Silu", nodes[0], shapes)
+        work = _work("Silu", nodes[0], shapes)  # the product by a number costs nothing: one kernel, or a scale
         costs = [profile.us(kernel_name("Silu", False), work) if work else None]
         eight = [_node_us(node, True, shapes, profile) for node in nodes[:2]]
     else:
@@ -96,7 +111,8 @@ def _with_costs(
         eight = [_node_us(nodes[0], True, shapes, profile)]
     if any(cost is None for cost in costs + eight):
         return Unit(nodes, all_free)
-    return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight))
+    weights = prod(weight_shape(nodes[0]) or (0,))
+    return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight), weights)
 
 
 def _node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Profile) -> float | None:

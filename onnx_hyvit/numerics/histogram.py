@@ -104,6 +104,11 @@ class Histogram:
         """Bin centers of one row, float64 [bins]."""
         return (np.arange(self.bins) - self.bins // 2 + 0.5) * self.width[row]
 
+    def points(self, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Centers and counts of the bins of one row that are not empty, float64 and int64 [n]."""
+        seen = self.counts[row] > 0
+        return self.centers(row)[seen], self.counts[row][seen]
+
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         """Exact smallest and largest value: float32 scalars, or [C] when there is an axis.
 

@@ -76,6 +76,7 @@ def measure_effects(
     samples: int = 32,
     seed: int = 0,
     threads: int = 2,
+    gelus: Mapping[str, float] | None = None,
 ) -> Effects:
     """Effect of every rounding of ``plan`` on the outputs of the float model.
 
@@ -90,8 +91,10 @@ def measure_effects(
         samples: Samples to use at most.
         seed: Same seed, same effects.
         threads: Threads of the session.
+        gelus: Gelu node -> c of the ``x * sigmoid(c x)`` that would stand in its place; a term each, in which the
+            tensor is what the node makes and the reader the node itself.
     """
-    traced = _Trace(proto, plan, qparams, shapes)
+    traced = _Trace(proto, plan, qparams, shapes, gelus or {})
     heads = [head.tensor for head in loss.heads if head.tensor in plan.activations]
     targets = list(dict.fromkeys([*traced.seen_at.values(), *heads]))
     model = build_backward(traced.proto, targets, loss.per_answer(), traced.shapes)
@@ -145,6 +148,7 @@ class _Trace:
         plan: Plan,
         qparams: Mapping[str, QParams],
         shapes: Mapping[str, tuple[int, ...]],
+        gelus: Mapping[str, float],
     ) -> None:
         self.proto = onnx.ModelProto()
         self.proto.CopyFrom(proto)
@@ -168,6 +172,8 @@ class _Trace:
                     self.shapes[node.output[place]] = self.shapes[name]
             self._nodes.append(node)
             self._weight(node, qparams)
+            if node.name in gelus:
+                self._gelu(node, gelus[node.name])
             for name in made:
                 self._activation(name, qparams[name], name in outputs)
         del self.proto.graph.node[:]
@@ -240,6 +246,20 @@ class _Trace:
         self.shapes[copy.output[0]] = self.shapes[output]
         rounding = Rounding(name, node.name, True)
         self.seen_at[rounding], self.change[rounding] = output, copy.output[0]
+
+    def _gelu(self, node: onnx.NodeProto, factor: float) -> None:
+        """Emit what ``x * sigmoid(factor * x)`` adds to the output of a Gelu."""
+        source, made = node.input[0], node.output[0]
+        words = ("scaled", "sigmoid", "product", "replaced")
+        scaled, sigmoid, product, change = (f"{node.name}::gelu::{word}" for word in words)
+        number = self._constant(f"{node.name}::factor", np.array(factor, np.float32))
+        self._nodes.append(helper.make_node("Mul", [source, number], [scaled]))
+        self._nodes.append(helper.make_node("Sigmoid", [scaled], [sigmoid]))
+        self._nodes.append(helper.make_node("Mul", [source, sigmoid], [product]))
+        self._nodes.append(helper.make_node("Sub", [product, made], [change]))
+        self.shapes.update(dict.fromkeys((scaled, sigmoid, product, change), self.shapes[made]))
+        rounding = Rounding(made.removesuffix("::made"), node.name)
+        self.seen_at[rounding], self.change[rounding] = made, change
 
     def _constant(self, name: str, values: np.ndarray) -> str:
         self.proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))

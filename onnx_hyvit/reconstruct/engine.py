@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..backward import LossSpec, choose_loss, fisher_weights
 from ..blocks import Block, Structure, find_structure
@@ -92,6 +93,7 @@ def reconstruct(
     cache: BlockCache | None = None,
     max_memory: int | None = None,
     workers: Workers | None = None,
+    reference: onnx.ModelProto | None = None,
     progress: Progress | None = None,
 ) -> Reconstructed:
     """Choose ranges, weight scales, roundings and biases block by block.
@@ -110,18 +112,20 @@ def reconstruct(
             samples are used.
         cache: Results of an earlier run that was interrupted; those of this one are added.
         workers: Who reconstructs independent blocks, None for this process.
+        reference: Float model whose tensors and outputs are the aim; ``model`` itself when None. It has the same
+            tensors between blocks and in front of layers.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
         The choices; the start itself when they take the outputs further from the float ones, see ``is_worse``.
     """
-    proto = model_to_proto(model)
+    proto = reference or model_to_proto(model)
     blocks = _blocks(model, shapes, structure)
     batches = _batches_that_fit(source, blocks, shapes, max_memory)
     loss = choose_loss(proto, shapes)
     objective, weighting = _objective(proto, blocks, batches, shapes, loss, settings.metric, seed, threads)
     layers = find_layers(model, plan, shapes)
-    sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads)
+    sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads, proto)
     start = (dict(sweep.qparams), dict(sweep.parameters))
     results: list[BlockResult] = []
     samples = _samples_to_search(model, plan, blocks, shapes, settings.search_samples)

@@ -39,6 +39,7 @@ class Sweep:
         settings: Reconstruction,
         objective: Objective,
         threads: int,
+        reference: onnx.ModelProto | None = None,
     ) -> None:
         """Prepare a sweep.
 
@@ -51,11 +52,12 @@ class Sweep:
             settings: What may change.
             objective: How errors count.
             threads: Threads of the sessions.
+            reference: Float model whose tensors are the aim; ``model`` itself when None.
         """
         self.trial: TrialModel = make_trial(model, plan, parameters_of(list(layers)))
         self.qparams = dict(qparams)
         self.parameters = _nearest(self.trial, layers, qparams)
-        self._float: onnx.ModelProto = infer_shapes(model_to_proto(model))
+        self._float: onnx.ModelProto = infer_shapes(reference or model_to_proto(model))
         self._layers = {layer.node: layer for layer in layers}
         self._reads = {node.name: node.input[0] for node in self.trial.proto.graph.node if node.input}
         self._exact: list[Arrays] = [dict(batch) for batch in batches]

@@ -164,6 +164,37 @@ def precision_section(results: Results) -> Markup | None:
     )
 
 
+def gelu_section(results: Results) -> Markup | None:
+    """GELUs that were weighed, with what their int8 form saves and does to the outputs."""
+    found = mapping(results.quantize.get("gelus"))
+    entries, whole = mappings(found.get("nodes")), number(found.get("rounding_divergence"))
+    if not entries or not whole:
+        return None
+    shown = sorted(entries, key=lambda entry: (not entry.get("replaced"), -(number(entry.get("saved_us")) or 0.0)))
+    rows = [
+        [
+            code(text(entry.get("node"))),
+            "replaced" if entry.get("replaced") else "exact",
+            plain(number(entry.get("factor"))),
+            plain(number(entry.get("saved_us"))),
+            percent((number(entry.get("divergence")) or 0.0) / whole, 1),
+        ]
+        for entry in shown[:STEPS_SHOWN]
+    ]
+    more = f" The first {STEPS_SHOWN} of {len(entries)} are shown." if len(entries) > STEPS_SHOWN else ""
+    line = (
+        f"x sigmoid(c x) has int8 kernels, GELU has none. All that were replaced have a divergence of "
+        f"{plain(number(found.get('divergence')))}, rounding alone {plain(whole)} before reconstruction.{more}"
+    )
+    heads = ("node", "now", "c", "us saved", "of rounding")
+    return element(
+        "section",
+        element("h2", "GELU in int8"),
+        element("p", line, class_="muted"),
+        table(heads, rows, numeric=(2, 3, 4)),
+    )
+
+
 def _reached(found: dict[str, Any], top1: dict[str, Any]) -> str:
     if not top1:
         return plain(found.get("reached"))

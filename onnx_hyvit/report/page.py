@@ -10,7 +10,7 @@ from typing import Any
 
 from ..graph.io import write_bytes
 from .blocks import gather_blocks
-from .details import advice_section, block_section, precision_section
+from .details import advice_section, block_section, gelu_section, precision_section
 from .html import Markup, element, join
 from .results import Results, sort_results
 from .sections import (
@@ -65,6 +65,7 @@ def render_results(results: Results) -> str:
             picture_section(results),
             advice_section(results),
             precision_section(results),
+            gelu_section(results),
             block_section(results, blocks),
             settings_section(results),
         ),

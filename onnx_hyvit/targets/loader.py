@@ -32,7 +32,7 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
     """Load a target by its name, or from a TOML file of one's own.
 
     A file may say ``extends = "name"``: tables are then merged key by key over that target's. In ``int8``, ``glue``,
-    ``carried``, ``float`` and ``full`` an operator set to ``false`` is taken out.
+    ``carried``, ``float`` and ``full`` an operator set to ``false`` is taken out; so is ``profile``.
 
     Args:
         name_or_path: One of ``target_names()``, or a path that ends in ``.toml``.
@@ -96,6 +96,8 @@ def _build(values: Mapping[str, Any]) -> Target:
             raise TargetError(f"key {key!r} is missing")
     options = dict(_table(values.get("options", {}), "options"))
     _check_keys(options, _OPTION_KEYS, "options")
+    if options.get("profile") is False:
+        options["profile"] = None
     if "opsets" in options:
         lowest, highest = options["opsets"]
         options["opsets"] = (int(lowest), int(highest))

@@ -102,12 +102,57 @@ def test_reasons_give_the_gain() -> None:
     assert "us more than float with its Q/DQ pairs" in reasons["a"] and "int8 here costs" in reasons["a"]
 
 
-def test_size_keeps_everything_int8_and_balanced_what_loses_little() -> None:
-    dear = profile_of(pair=50.0)
-    assert choice_of(CHAIN, dear, "size").regions == ()
-    assert choice_of(CHAIN, dear, "balanced").regions == choice_of(CHAIN, dear, "speed").regions
+def test_size_keeps_everything_int8_and_balanced_what_saves_less_time_than_it_adds_bytes() -> None:
     slightly = profile_of(int8=0.9, pair=2.0)
+    assert choice_of(CHAIN, slightly, "size").regions == ()
     assert choice_of(CHAIN, slightly, "speed").regions and not choice_of(CHAIN, slightly, "balanced").regions
+    gate = profile_of(int8_Sigmoid=60.0, float_Silu=1.0)  # no weights: what saves time costs no bytes
+    assert set(choice_of(CHAIN, gate, "balanced").float_nodes()) == {"s", "m"}
+
+
+def test_balanced_weighs_a_layer_by_its_share_of_all_weights() -> None:
+    text = "g (float[1,16,8,8] x) => (float[1,16,8,8] y) { a = Conv<group=16>(x, d) s = Softmax(a) y = Conv(s, w) }"
+    profile = profile_of(int8_Conv_depthwise=40.0)
+    for taps, chosen in ((1, {"a"}), (64, set())):  # 16 and 1,024 weights of one, beside 256 of the other
+        model = parse(
+            text.replace("float[1,16,8,8] x", f"float[1,16,{7 + taps},8] x"), d=weight(16, 1, taps, 1), **WEIGHTS
+        )
+        kind = "Conv.depthwise" if taps == 1 else "Conv.depthwise_wide"
+        kernels = profile.kernels | {f"int8.{kind}": Kernel(40.0)}
+        costs = dataclasses.replace(profile, kernels=kernels)
+        shapes = observe_shapes(model_to_proto(model))
+        for objective, expected in (("balanced", chosen), ("speed", {"a"})):
+            choice = choose_float(model, plan_of(model), shapes, costs, objective)
+            assert set(choice.float_nodes()) == expected, (taps, objective)
+
+
+GATES = {
+    "silu": "g = Sigmoid(a) m = Mul(a, g)",
+    "scaled": "t = Mul(a, c) g = Sigmoid(t) m = Mul(a, g)",
+    "other factor first": "t = Mul(c, a) g = Sigmoid(t) m = Mul(g, a)",
+}
+
+
+@pytest.mark.parametrize("gate", sorted(GATES))
+def test_a_gate_is_one_kernel_in_float_and_two_in_int8(gate: str) -> None:
+    model = gated(GATES[gate])
+    units = units_of(model)
+    assert [unit.float_us for unit in units if unit.is_silu] == [10.0]
+    assert [unit.int8_us for unit in units if unit.is_silu] == [10.0]
+
+
+@pytest.mark.parametrize("other", ["t = Mul(a, a) g = Sigmoid(t) m = Mul(a, g)", "g = Sigmoid(a) m = Mul(b, g)"])
+def test_other_products_with_a_sigmoid_are_no_gate(other: str) -> None:
+    assert not any(unit.is_silu for unit in units_of(gated(other)))
+
+
+def gated(text: str):
+    whole = f"g (float[1,16,8,8] x) => (float[1,16,8,8] y) {{ a = Conv(x, w) b = Conv(x, v) {text} y = Conv(m, v) }}"
+    return parse(whole, c=np.array(1.7, np.float32), **WEIGHTS)
+
+
+def units_of(model):
+    return pose_problem(model.graph, plan_of(model), observe_shapes(model_to_proto(model)), profile_of()).units
 
 
 def test_nodes_of_unknown_cost_are_left_to_the_rules() -> None:
@@ -126,7 +171,7 @@ def test_a_plan_takes_the_reasons_over() -> None:
 def test_decisions_say_when_rules_decide_and_when_a_profile_is_borrowed(tmp_path) -> None:
     model, path = model_of(CHAIN), tmp_path / "p.json"
     shapes = observe_shapes(model_to_proto(model))
-    rules = decide(model, shapes, ORT, QuantConfig())
+    rules = decide(model, shapes, dataclasses.replace(ORT, profile=None), QuantConfig())
     assert rules.choice is None and "its rules decide" in rules.to_dict()["note"]
     path.write_text(json.dumps(profile_of(pair=50.0).to_dict()))
     config = QuantConfig(profile=str(path), objective="speed")

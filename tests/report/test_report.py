@@ -127,6 +127,19 @@ def test_what_went_back_to_float_is_listed_with_its_price(results: dict[str, dic
     assert "Taken back to float for accuracy" not in Page(render_report(changed)).headings
 
 
+def test_gelus_are_listed_with_what_they_save_and_do(results: dict[str, dict[str, Any]]) -> None:
+    changed = copy.deepcopy(results)
+    entry = {"node": HOSTILE, "factor": 1.7, "saved_us": 12.5, "divergence": 0.0002, "replaced": True}
+    found = {"rounding_divergence": 0.004, "divergence": 0.0003, "saved_us": 12.5, "nodes": [entry]}
+    changed["quantize"]["gelus"] = found
+    page = Page(render_report(changed))
+    assert "GELU in int8" in page.headings and not page.tags("script")
+    shown = " ".join(page.text)
+    assert all(words in shown for words in ("replaced", "12.5", "5.0 %"))
+    changed["quantize"]["gelus"] = None
+    assert "GELU in int8" not in Page(render_report(changed)).headings
+
+
 def test_nothing_is_loaded_from_outside_and_no_script_runs(results: dict[str, dict[str, Any]]) -> None:
     text = render_report(results)
     page = Page(text)

@@ -1,7 +1,6 @@
 """Exact rewrites for speed: cheaper movement of data, fewer nodes, shapes that int8 kernels like.
 
-``LAYOUT`` is exact. ``APPROXIMATE`` is not: its passes change values by less than a step of 8 bits, and the caller
-decides by measured accuracy whether to run them.
+``LAYOUT`` is exact. ``gelu_to_sigmoid`` is not: the caller decides by measured accuracy where to run it.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from ..infrastructure import GraphPass
 from . import (
     channels_last_region,
     compose_movement,
-    gelu_to_sigmoid,
     pad_stem,
     resize_to_matmul,
     split_linear,
     unpack_heads,
 )
+from .gelu_to_sigmoid import gelu_to_sigmoid
 from .unpad_stem import unpad_stem
 
 LAYOUT: tuple[GraphPass, ...] = (
@@ -26,7 +25,5 @@ LAYOUT: tuple[GraphPass, ...] = (
     pad_stem.PASS,
     resize_to_matmul.PASS,
 )
-# After placement, for the nodes that it keeps float: ``unpad_stem(names)``.
-APPROXIMATE: tuple[GraphPass, ...] = (gelu_to_sigmoid.PASS,)
-
-__all__ = ["APPROXIMATE", "LAYOUT", "unpad_stem"]
+# After placement, for the nodes that it keeps float: ``unpad_stem(names)``, ``gelu_to_sigmoid(factors)``.
+__all__ = ["LAYOUT", "gelu_to_sigmoid", "unpad_stem"]
