@@ -96,7 +96,7 @@ class Gelus:
         }
 
     def exact(self, proto: onnx.ModelProto) -> onnx.ModelProto:
-        """``proto``, in which the chosen ones are replaced, with the GELUs back; every tensor keeps its name."""
+        """``proto``, in which the chosen ones are replaced, with the GELUs back; every tensor stays, under its name."""
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         for node in copy.graph.node:

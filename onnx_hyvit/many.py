@@ -126,8 +126,8 @@ def quantize_many(
     Raises:
         HyvitError: A setting, the kind of data, the names of the models or the folder cannot be used.
     """
-    paths, config = [Path(model) for model in models], config or QuantConfig()
-    config = config.replace(target=os.fspath(find_target(config.target)))  # workers may have other processors
+    paths, asked = [Path(model) for model in models], config or QuantConfig()
+    config = asked.replace(target=os.fspath(find_target(asked.target)))  # workers may have other processors
     check_jobs(jobs)
     _check_data(calibration)
     recipe = find_recipe(config.recipe)
@@ -136,16 +136,24 @@ def quantize_many(
     level = logging.getLogger(__name__).getEffectiveLevel()
     each = config if here else _share(config, jobs)
     tasks = [ModelTask(path, calibration, each, recipe, preprocess, skip_unreadable, labels, level) for path in paths]
-    if here:
-        return [_alone(task, Path(folder), jobs, progress, len(paths) > 1) for task in tasks]
     found: dict[Path, ModelResult] = {}
+    if here:
+        found = {task.model: _alone(task, Path(folder), jobs, progress, len(paths) > 1) for task in tasks}
+        return [_with_chosen_target(found[path], asked, config) for path in paths]
     chosen = nullcontext(Workers(executor, jobs)) if executor else local_processes(min(jobs, len(paths)))
     with chosen as workers:
         for task, finished in run_tasks(_in_worker, tasks, workers):
             found[task.model] = _written(task, finished, Path(folder))
             if progress is not None:
                 progress(len(found), len(paths), "models")
-    return [found[path] for path in paths]
+    return [_with_chosen_target(found[path], asked, config) for path in paths]
+
+
+def _with_chosen_target(result: ModelResult, asked: QuantConfig, config: QuantConfig) -> ModelResult:
+    """``result`` with what its report says of the target, which was found before the models were handed out."""
+    if not result.report:
+        return result
+    return replace(result, report={**result.report, "chosen_target": asked.target != config.target})
 
 
 def _share(config: QuantConfig, jobs: int) -> QuantConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_hyvit import QuantConfig, processor, quantize
+from onnx_hyvit import QuantConfig, processor, quantize, quantize_many
 from onnx_hyvit.processor import target_here
 from onnx_hyvit.runtime import sums_saturate
 
@@ -43,6 +43,18 @@ def test_report_names_the_target_that_was_found(
     assert found.report["config"]["target"] == "ort-x86-avx2"
     assert (found.report["chosen_target"], named.report["chosen_target"]) == (True, False)
     assert found.model.SerializeToString(deterministic=True) == named.model.SerializeToString(deterministic=True)
+
+
+def test_reports_of_several_models_tell_it_too(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processor, "target_here", lambda: "ort-x86-avx2")
+    settings = QuantConfig(recipe="minmax", samples=2, verify=False)
+    for target, chosen in (("auto", True), ("ort-x86-avx2", False)):
+        (done,) = quantize_many(
+            [tiny_model], tmp_path / target, calibration=tiny_data, config=settings.replace(target=target)
+        )
+        assert (done.report["config"]["target"], done.report["chosen_target"]) == ("ort-x86-avx2", chosen)
 
 
 def test_default_session_is_exact_with_the_default_target(
