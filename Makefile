@@ -39,7 +39,7 @@ check: $(VENV)/.dev
 
 ## Accuracy and speed of the models in models/, against quantize_static; CIFAR=DIR names a CIFAR-10 folder.
 results: $(VENV)/.test
-	$(BIN)/python tools/evaluate.py --all --data $(or $(CIFAR),models) --threads 1 --json models/results.json
+	$(BIN)/python tools/evaluate.py --all --data $(or $(CIFAR),models) --threads 1 --json models/results.json --readme README.md
 
 ## Accuracy of the recipes at several bit widths on the CIFAR-10 models; CIFAR=DIR names a CIFAR-10 folder (hours).
 .PHONY: recipes

@@ -20,7 +20,7 @@ from onnx import helper
 
 from .backward import choose_loss
 from .calibration import FirstSamples, Source
-from .costs import Profile, gelu_saving
+from .costs import gelu_saving
 from .graph import Model, model_to_proto
 from .numerics import Histogram
 from .passes import run_passes
@@ -35,6 +35,7 @@ SAMPLES = 16
 RATES = {"balanced": 2.0, "speed": math.inf}  # share of the roundings' divergence that a share of the time may cost
 MOST = 0.5  # of the roundings' divergence, for all together
 FACTORS = np.linspace(1.55, 1.85, 61)
+FAR = 12.0  # beyond, both forms are 0 or x
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,17 @@ def choose_gelus(work: Work, decision: Decision, kernels: Collection[str], asked
         gelus=factors,
     )
     rounding, values = _split(effects, work.model, sites)
-    nodes = {node.name: node for node in work.model.graph.nodes}
     found = tuple(
         Replaceable(
-            name,
-            nodes[name].outputs[0].name,
-            str(nodes[name].attrs.get("approximate", "none")),
-            factors[name],
-            saved,
-            _divergence(values[name]),
+            node.name,
+            node.outputs[0].name,
+            str(node.attrs.get("approximate", "none")),
+            factors[node.name],
+            sites[node.name],
+            _divergence(values[node.name]),
         )
-        for name, saved in sites.items()
-        if name in values
+        for node in work.model.graph.nodes
+        if node.name in values
     )
     chosen = _affordable(found, values, rounding, decision, work.config.objective, asked)
     judge = Divergence(proto, loss, [feeds for _, feeds in few.source], work.config.threads)
@@ -169,13 +169,13 @@ def choose_gelus(work: Work, decision: Decision, kernels: Collection[str], asked
 
 def _sites(work: Work, decision: Decision) -> dict[str, float]:
     """Float GELU -> microseconds that the other form saves, above 0; those between nodes that compute on codes."""
-    profile: Profile | None = decision.profile
-    plan, sites = decision.plan, {}
+    profile, plan = decision.profile, decision.plan
+    on_codes = {*plan.int8_nodes, *plan.carried_nodes}
+    sites: dict[str, float] = {}
     for node in work.model.graph.nodes:
         if node.op != "Gelu" or profile is None or node.name in work.config.float_nodes:
             continue
         source, output = node.inputs[0], node.outputs[0]
-        on_codes = {*plan.int8_nodes, *plan.carried_nodes}
         around = (*source.inputs, *output.outputs)
         if len(source.inputs) != 1 or not output.outputs or not all(near.name in on_codes for near in around):
             continue
@@ -199,8 +199,9 @@ def _fit_factors(
 
 def _fit_factor(histogram: Histogram) -> float:
     values, counts = histogram.points()
-    erf = np.array([math.erf(value) for value in values / math.sqrt(2.0)])
-    gelu = 0.5 * values * (1.0 + erf)
+    near = np.abs(values) < FAR
+    values, counts = values[near], counts[near]
+    gelu = 0.5 * values * (1.0 + np.array([math.erf(value) for value in values / math.sqrt(2.0)]))
     errors = [float((counts * np.square(values / (1.0 + np.exp(-c * values)) - gelu)).sum()) for c in FACTORS]
     return float(FACTORS[int(np.argmin(errors))])
 

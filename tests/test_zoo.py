@@ -103,11 +103,12 @@ def test_readme_table_matches_the_index() -> None:
     assert table == index.render_table(list(ENTRIES.values()))
 
 
-def test_readme_results_match_the_file() -> None:
-    page = (MODELS / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("readme", [MODELS / "README.md", MODELS.parent / "README.md"], ids=["models", "project"])
+def test_readme_results_match_the_file(readme: Path) -> None:
+    page = readme.read_text(encoding="utf-8")
     table = page.partition(results.RESULTS_START)[2].partition(results.RESULTS_END)[0].strip()
     numbers = json.loads((MODELS / "results.json").read_text(encoding="utf-8"))
-    assert table == results.render_results(numbers)
+    assert table == results.show_results(numbers)
     assert {row["name"] for row in numbers["models"]} <= set(ENTRIES)
 
 
@@ -169,6 +170,26 @@ def test_results_table_has_a_row_per_model() -> None:
     form = {"top1": {"value": 0.9}, "agreement": {"value": 0.98}, "milliseconds": 1.5}
     table = results.render_results({"models": [{"name": "m", **dict.fromkeys(results.TITLES, form)}]})
     assert table.splitlines()[2] == "| `m` | 90.00 % | 1.50 | 90.00 % | 98.00 % | 1.50 | 90.00 % | 98.00 % | 1.50 |"
+
+
+def test_results_say_where_they_were_taken_and_their_means() -> None:
+    def form(lost: float, agrees: float, ms: float) -> dict[str, object]:
+        return {"top1_difference": {"value": -lost}, "agreement": {"value": agrees}, "milliseconds": ms}
+
+    ours = [form(0.001, 0.99, 1.0), form(-0.001, 0.98, 2.0)]
+    rows = [
+        {"dataset": "cifar10", "float": form(0, 1, 2.0), "onnx_hyvit": one, "quantize_static": form(0.01, 0.9, 4.0)}
+        for one in ours
+    ]
+    machine = {"cpu": "C", "vnni": False, "onnxruntime": "9"}
+    text = results.describe_results({"machine": machine, "threads": 1, "calibration_images": 64, "models": rows})
+    assert "C without VNNI" in text and "Over the 2 CIFAR-10 models" in text
+    assert "onnx_hyvit: mean drop 0.00 points (largest 0.10), 98.50 % keep their class, 1.50x" in text
+    assert "quantize_static: mean drop 1.00 points (largest 1.00), 90.00 % keep their class, 0.50x" in text
+    rows[0]["dataset"] = rows[1]["dataset"] = "other"
+    assert "Over" not in results.describe_results(
+        {"machine": machine, "threads": 1, "calibration_images": 64, "models": rows}
+    )
 
 
 def test_wilson_against_a_published_interval() -> None:

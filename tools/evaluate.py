@@ -40,6 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="use only so many images, drawn with a fixed seed")
     parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file, too")
+    parser.add_argument("--readme", type=Path, help="with --all and --json: another file whose table is replaced")
     parser.add_argument("--resume", action="store_true", help="with --all: keep the rows that --json has already")
     arguments = parser.parse_args(argv)
     if arguments.all == (arguments.model is not None):
@@ -94,7 +95,7 @@ def evaluate_all(arguments: argparse.Namespace) -> int:
         known = json.loads(arguments.json.read_text(encoding="utf-8"))["models"]
     for results in measure_all(arguments.models, arguments.data, arguments.threads, arguments.limit, known):
         if arguments.json is not None:
-            write_results(arguments.json, results)
+            write_results(arguments.json, results, arguments.readme)
     print(render_results(results))
     return 0
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from .datasets import Images, load_images, to_input
 from .index import README, read_index
+from .machine import cpu_name, has_vnni
 from .scoring import open_session, paired_difference, predict, wilson
 
 CALIBRATION_IMAGES = 64
@@ -51,7 +53,13 @@ def measure_all(
             calibration = draw(load_images(entry["dataset"], folder, "train"), CALIBRATION_IMAGES)
             row = measure(models / entry["file"], entry, calibration, test, threads)
         rows.append(row)
-        yield {"calibration_images": CALIBRATION_IMAGES, "threads": threads, "models": list(rows)}
+        machine = {"cpu": cpu_name(), "vnni": has_vnni(), "onnxruntime": onnxruntime.__version__}
+        yield {
+            "calibration_images": CALIBRATION_IMAGES,
+            "threads": threads,
+            "machine": machine,
+            "models": list(rows),
+        }
 
 
 def draw(images: Images, limit: int | None) -> Images:
@@ -154,16 +162,43 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 200) 
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write the numbers as JSON and bring the table in the README beside it up to date."""
+def write_results(path: Path, results: Mapping[str, Any], more: Path | None = None) -> None:
+    """Write the numbers as JSON and bring the table in the README beside it, and in ``more``, up to date."""
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    readme = path.with_name(README)
-    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if RESULTS_START in page:
-        before, _, rest = page.partition(RESULTS_START)
-        after = rest.partition(RESULTS_END)[2]
-        table = render_results(results)
-        readme.write_text(f"{before}{RESULTS_START}\n{table}\n{RESULTS_END}{after}", encoding="utf-8")
+    for readme in (path.with_name(README), *([more] if more else [])):
+        page = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        if RESULTS_START in page:
+            before, _, rest = page.partition(RESULTS_START)
+            after = rest.partition(RESULTS_END)[2]
+            table = show_results(results)
+            readme.write_text(f"{before}{RESULTS_START}\n{table}\n{RESULTS_END}{after}", encoding="utf-8")
+
+
+def show_results(results: Mapping[str, Any]) -> str:
+    """The table and what is to be said of it, Markdown."""
+    return f"{render_results(results)}\n\n{describe_results(results)}"
+
+
+def describe_results(results: Mapping[str, Any]) -> str:
+    """Where the numbers were taken, and the means over the CIFAR-10 models."""
+    machine, rows = results["machine"], [row for row in results["models"] if row["dataset"] == "cifar10"]
+    vnni = "with VNNI" if machine["vnni"] else "without VNNI, so that both int8 forms have 7-bit weights"
+    text = (
+        f"{machine['cpu']} {vnni}, ONNX Runtime {machine['onnxruntime']}, {results['threads']} thread, "
+        f"{results['calibration_images']} calibration images, all test images; the forms of a model take turns."
+    )
+    if not rows:
+        return text
+    parts = []
+    for kind in ("onnx_hyvit", "quantize_static"):
+        drops = [-100 * row[kind]["top1_difference"]["value"] for row in rows]
+        agrees = np.mean([100 * row[kind]["agreement"]["value"] for row in rows])
+        speed = np.mean([row["float"]["milliseconds"] / row[kind]["milliseconds"] for row in rows])
+        parts.append(
+            f"{TITLES[kind]}: mean drop {np.mean(drops):.2f} points (largest {max(drops):.2f}), {agrees:.2f} % keep "
+            f"their class, {speed:.2f}x the speed of float"
+        )
+    return f"{text} Over the {len(rows)} CIFAR-10 models, {'; '.join(parts)}."
 
 
 def render_results(results: Mapping[str, Any]) -> str:
