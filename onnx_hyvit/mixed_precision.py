@@ -30,9 +30,10 @@ SAMPLES = 16
 BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
 LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
 SOUND = 0.03  # predicted divergence before reconstruction, which takes about two thirds away
+BYTES = 0.15  # what a share of the weights' bytes counts beside the same share of time
 NOTHING = Budget(share=-1.0, rate=0.0)
 BUDGETS = {
-    "balanced": Budget(share=0.05, rate=2.0, most=0.15, sound=SOUND),
+    "balanced": Budget(share=0.05, rate=2.0, most=0.15, sound=SOUND, bytes=BYTES),
     "speed": Budget(share=0.0, rate=0.0),
     "size": Budget(share=0.05, rate=2.0, layers=False),
 }
@@ -202,7 +203,8 @@ class _Weighed:
         """The plan for a limit: (decision, predicted divergence, plain values for the report).
 
         ``balanced`` spends up to 5 % of the predicted time (15 % while the divergence is above ``SOUND``), on steps
-        that take away at least twice the share of divergence; ``speed`` takes only what costs nothing; ``size`` leaves
+        that take away at least twice the share of divergence; bytes of float weights count as time, see ``BYTES``;
+        ``speed`` takes only what costs nothing; ``size`` leaves
         layers (their small weights) alone. So do other widths than 8 bits, which were asked for: there only glue may
         become float. A limit overrides all that.
 

@@ -109,9 +109,9 @@ def _with_costs(
     else:
         costs = [_node_us(nodes[0], False, shapes, profile)]
         eight = [_node_us(nodes[0], True, shapes, profile)]
-    if any(cost is None for cost in costs + eight):
-        return Unit(nodes, all_free)
     weights = prod(weight_shape(nodes[0]) or (0,))
+    if any(cost is None for cost in costs + eight):
+        return Unit(nodes, all_free, weights=weights)
     return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight), weights)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from ..costs import Problem
+from ..costs import FLOAT_BYTES, Problem
 from .effects import Effects
 
 LEAST_SHARE = 0.005  # of the divergence: smaller steps are noise
@@ -33,6 +33,8 @@ class Budget:
         sound: Predicted divergence below which a model is sound.
         limit: Divergence that must be reached, whatever it costs; None asks for nothing.
         layers: Whether layers (units with weights) may become float while no limit asks for it.
+        bytes: What a share of the weights' bytes counts beside the same share of time; a weight takes three more in
+            float.
     """
 
     share: float
@@ -41,6 +43,7 @@ class Budget:
     sound: float = float("inf")
     limit: float | None = None
     layers: bool = True
+    bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,10 @@ def find_front(
     Returns:
         The steps taken.
     """
-    state = _State(graph, problem, effects, layers_cost, frozenset(carried))
+    whole = problem.cost(frozenset(at for at, unit in enumerate(problem.units) if unit.is_free))
+    per_weight = budget.bytes * FLOAT_BYTES * whole / max(1, sum(unit.weights for unit in problem.units))
+    state = _State(graph, problem, effects, layers_cost, frozenset(carried), per_weight)
     start = total = state.divergence(state.tensors(), state.int8)
-    whole = problem.cost(state.int8)
     front: list[Step] = []
     spent = 0.0
 
@@ -135,9 +139,10 @@ def find_front(
             best = state.best(lambda saved, cost: True, True)
         if best is None:
             break
-        members, saved, cost = best
+        members, saved, price = best
+        cost = price - state.bytes_us(members)
         state.take(members)
-        spent, total = spent + max(cost, 0.0) / whole, max(0.0, total - saved)
+        spent, total = spent + max(price, 0.0) / whole, max(0.0, total - saved)
         names = tuple(node.name for at in sorted(members) for node in problem.units[at].nodes)
         front.append(Step(names, cost, total))
     return Front(start, whole, tuple(front))
@@ -153,7 +158,9 @@ class _State:
         effects: Effects,
         layers_cost: float | None,
         carried: frozenset[str],
+        per_weight: float = 0.0,
     ) -> None:
+        self._per_weight = per_weight
         self.int8 = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
         self._problem, self._effects, self._layers_cost = problem, effects, layers_cost
         place = {node.name: at for at, unit in enumerate(problem.units) for node in unit.nodes}
@@ -195,7 +202,7 @@ class _State:
         self._known = {units: value for units, value in self._known.items() if not units & changed}
 
     def best(self, allowed: Allowed, layers: bool) -> tuple[frozenset[int], float, float] | None:
-        """The unit or pair of neighbours that saves most for its time: (units, divergence saved, microseconds).
+        """The unit or pair of neighbours that saves most for its price: (units, divergence saved, price).
 
         Args:
             allowed: Whether a step with this saving and cost may be taken.
@@ -221,7 +228,7 @@ class _State:
                     yield frozenset((at, other))
 
     def _gain(self, members: frozenset[int]) -> tuple[float, float]:
-        """Divergence that ``members`` take away when they leave int8, and what that costs."""
+        """Divergence that ``members`` take away when they leave int8, and what that costs, in microseconds."""
         if members not in self._known:
             touched = sorted(set().union(*(self._touched[at] for at in members)))
             saved = self.divergence(touched, self.int8) - self.divergence(touched, self.int8 - members)
@@ -230,10 +237,14 @@ class _State:
 
     def _cost(self, members: frozenset[int]) -> float:
         cost = self._problem.change(self.int8, members)
-        if self._layers_cost is None:
-            return cost
-        layers = sum(self._problem.units[at].float_us for at in members & self._layers)
-        return max(cost, self._layers_cost * layers)
+        if self._layers_cost is not None:
+            layers = sum(self._problem.units[at].float_us for at in members & self._layers)
+            cost = max(cost, self._layers_cost * layers)
+        return cost + self.bytes_us(members)
+
+    def bytes_us(self, members: frozenset[int]) -> float:
+        """What the bytes of the weights of ``members`` in float are worth, in microseconds."""
+        return self._per_weight * sum(self._problem.units[at].weights for at in members)
 
 
 def _readers_behind(nodes: Mapping[str, gs.Node], reader: str, carried: frozenset[str]) -> set[str]:

@@ -107,6 +107,18 @@ def test_borrowed_costs_never_make_a_layer_free(chain):
     assert not find_front(graph, problem, effects, Budget(share=0.0, rate=0.0), layers_cost=0.5).steps
 
 
+def test_bytes_of_float_weights_count_when_they_are_asked_to(chain):
+    graph, problem = chain
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
+    free = find_front(graph, problem, effects, Budget(share=0.5, rate=0.0))
+    assert free.steps  # a quarter of the weights in float: 75 % more bytes
+    dear = find_front(graph, problem, effects, Budget(share=0.5, rate=0.0, bytes=1.0))
+    assert not dear.steps
+    enough = find_front(graph, problem, effects, Budget(share=1.5, rate=0.0, bytes=1.0))
+    assert [step.cost_us for step in enough.steps] == [step.cost_us for step in free.steps][: len(enough.steps)]
+    assert len(enough.steps) == 1 and enough.steps[0].nodes == free.steps[0].nodes
+
+
 def test_what_was_measured_before_a_step_is_what_a_fresh_look_finds(chain):
     graph, problem = chain
     effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
