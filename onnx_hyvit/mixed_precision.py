@@ -204,9 +204,8 @@ class _Weighed:
 
         ``balanced`` spends up to 5 % of the predicted time (15 % while the divergence is above ``SOUND``), on steps
         that take away at least twice the share of divergence; bytes of float weights count as time, see ``BYTES``;
-        ``speed`` takes only what costs nothing; ``size`` leaves
-        layers (their small weights) alone. So do other widths than 8 bits, which were asked for: there only glue may
-        become float. A limit overrides all that.
+        ``speed`` takes only what costs nothing; ``size`` leaves layers (their small weights) alone. So do other widths
+        than 8 bits, which were asked for: there only glue may become float. A limit overrides all that.
 
         Args:
             decide: See ``fit_precision``.
