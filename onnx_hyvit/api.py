@@ -236,16 +236,8 @@ def _scale(
     kept = _kept_float(prepared, config, names)
     decision = _decide(prepared, target, config, recipe, kept)
     _limit_memory(prepared, decision.plan, source, config)
-    gelus = None
-    if recipe.precision and config.gelu != "exact":
-        work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
-        # regions in which only the GELUs make int8 slow: what all of int8 would read and write counts
-        whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
-        gelus = choose_gelus(work, whole, target.glue, config.gelu)
+    prepared, gelus = _with_gelus(prepared, source, recipe, target, config, kept)
     if gelus is not None and gelus.chosen:
-        gelus = replace_gelus(prepared.model, gelus)
-        shapes = observe(model_to_proto(prepared.model), prepared.inputs).shapes
-        prepared = replace(prepared, shapes=dict(shapes))
         decision = _decide(prepared, target, config, recipe, kept)
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
@@ -278,6 +270,23 @@ def _scale(
     work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels, exact)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     return _Scaled(prepared, work, with_more, fitted, gelus, granularity, tuple(caches))
+
+
+def _with_gelus(
+    prepared: Prepared, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig, kept: tuple[str, ...]
+) -> tuple[Prepared, Gelus | None]:
+    """The prepared model with the other form of GELU where that is worth it, and what was weighed."""
+    if not recipe.precision or config.gelu == "exact":
+        return prepared, None
+    work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
+    # with objective size: where only the GELUs make int8 slow, they are what is to be weighed
+    whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
+    gelus = choose_gelus(work, whole, target.glue, config.gelu)
+    if gelus is None or not gelus.chosen:
+        return prepared, gelus
+    gelus = replace_gelus(prepared.model, gelus)
+    shapes = observe(model_to_proto(prepared.model), prepared.inputs).shapes
+    return replace(prepared, shapes=dict(shapes)), gelus
 
 
 def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Recipe, kept: tuple[str, ...]) -> Decision:
