@@ -77,5 +77,5 @@ def loadable(files: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, str]
             make_session(path, threads=1, exact_sums=False, name=form)
             good[form] = path
         except RuntimeFailure as error:
-            refused[form] = str(error)
+            refused[form] = str(error).replace(f"{path.parent}/", "")
     return good, refused
