@@ -237,7 +237,7 @@ def _scale(
     decision = _decide(prepared, target, config, recipe, kept)
     _limit_memory(prepared, decision.plan, source, config)
     prepared, gelus = _with_gelus(prepared, source, recipe, target, config, kept)
-    if gelus is not None and gelus.chosen:
+    if gelus is not None and gelus.products:
         decision = _decide(prepared, target, config, recipe, kept)
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
@@ -266,7 +266,7 @@ def _scale(
     def with_more(more: Mapping[str, str]) -> Decision:
         return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
 
-    exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.chosen else None
+    exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.products else None
     work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels, exact)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     return _Scaled(prepared, work, with_more, fitted, gelus, granularity, tuple(caches))

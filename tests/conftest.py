@@ -27,6 +27,14 @@ def default_target() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def rules_target(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """``ort-x86`` without costs: by costs, so small a model is float for the most part."""
+    path = tmp_path_factory.mktemp("targets") / "rules.toml"
+    path.write_text('extends = "ort-x86"\nname = "rules"\n[options]\nprofile = false\n')
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """Path of a reduced MobileViT with random weights."""
     return CORPUS / TINY

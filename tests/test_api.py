@@ -67,6 +67,13 @@ def test_every_heavy_node_is_int8_or_has_a_reason(result) -> None:
     assert audit["counts"]["int8"] >= 15
 
 
+def test_by_rules_alone_more_is_int8(tiny_model: Path, feeds: dict[str, np.ndarray], rules_target: str) -> None:
+    config = QuantConfig(samples=8, target=rules_target)
+    report = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config).report
+    assert report["audit"]["counts"]["int8"] >= 20
+    assert set(report["audit"]["float"]) <= set(report["plan"]["float_nodes"])
+
+
 def test_interface_and_metadata_are_kept(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
     model = onnx.load(tiny_model)
     entry = model.metadata_props.add()

@@ -140,12 +140,10 @@ def test_what_was_folded_into_codes_is_not_lost_with_them(name: str) -> None:
 
 
 def test_float_parameters_are_found_behind_corrected_ones(
-    tiny_model: Path, feeds: dict[str, np.ndarray], tmp_path: Path
+    tiny_model: Path, feeds: dict[str, np.ndarray], rules_target: str
 ) -> None:
     """GPTQ, ridge and bias correction move weights and biases far at 4 bits; their names lead back."""
-    rules = tmp_path / "rules.toml"  # by costs, so small a model is float for the most part
-    rules.write_text('extends = "ort-x86"\nname = "rules"\n[options]\nprofile = false\n')
-    config = QuantConfig(bits="w4a8", target=str(rules), verify=False)
+    config = QuantConfig(bits="w4a8", target=rules_target, verify=False)
     proto = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config).model
     model = _switchable(proto, read_float_model(tiny_model), "int8")
     assert all(original is not None for _, _, original in model.weights)
