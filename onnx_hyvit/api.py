@@ -33,6 +33,7 @@ from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT, unpad_stem
 from .placement import Plan
 from .planning import Decision, decide
+from .precision import NARROW_BITS
 from .processor import find_target
 from .recipes import Recipe, find_recipe
 from .reconstruct import (
@@ -234,11 +235,11 @@ def _scale(
 ) -> _Scaled:
     """Plan, then granularity, first scales and block reconstruction as the recipe asks."""
     kept = _kept_float(prepared, config, names)
+    # all that has int8 kernels: the widest plan for memory, and where only the GELUs make int8 slow, they are weighed
+    whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
+    _limit_memory(prepared, whole.plan, source, config)
+    prepared, gelus = _with_gelus(prepared, whole, source, recipe, target, config)
     decision = _decide(prepared, target, config, recipe, kept)
-    _limit_memory(prepared, decision.plan, source, config)
-    prepared, gelus = _with_gelus(prepared, source, recipe, target, config, kept)
-    if gelus is not None and gelus.products:
-        decision = _decide(prepared, target, config, recipe, kept)
     half = config.max_memory // 2 if config.max_memory else None
     granularity = None
     if recipe.gains:
@@ -269,18 +270,18 @@ def _scale(
     exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.products else None
     work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config, workers, labels, exact)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
+    if _unpad(prepared.model, fitted.decision.plan):  # precision took the stem back to float
+        fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more))
     return _Scaled(prepared, work, with_more, fitted, gelus, granularity, tuple(caches))
 
 
 def _with_gelus(
-    prepared: Prepared, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig, kept: tuple[str, ...]
+    prepared: Prepared, whole: Decision, source: calib.Source, recipe: Recipe, target: Target, config: QuantConfig
 ) -> tuple[Prepared, Gelus | None]:
     """The prepared model with the other form of GELU where that is worth it, and what was weighed."""
     if not recipe.precision or config.gelu == "exact":
         return prepared, None
     work = Work(prepared.model, prepared.shapes, prepared.structure, source, recipe, config)
-    # with objective size: where only the GELUs make int8 slow, they are what is to be weighed
-    whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
     gelus = choose_gelus(work, whole, target.glue, config.gelu)
     if gelus is None or not gelus.chosen:
         return prepared, gelus
@@ -297,7 +298,7 @@ def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Rec
     """
     model, shapes = prepared.model, prepared.shapes
     decision = decide(model, shapes, target, config, kept)
-    if run_passes(model, [unpad_stem(decision.plan.float_nodes)])[0].count:
+    if _unpad(model, decision.plan):
         decision = decide(model, shapes, target, config, kept, decision)
     if not decision.plan.int8_nodes:
         reason = _first_reason(decision.plan)
@@ -306,6 +307,18 @@ def _decide(prepared: Prepared, target: Target, config: QuantConfig, recipe: Rec
     if recipe.reconstruction is not None and give_biases(model, decision.plan):
         decision = decide(model, shapes, target, config, kept, decision)
     return decision
+
+
+def _unpad(model: Model, plan: Plan) -> bool:
+    """Take the padding of the stem back where the plan keeps its convolution float."""
+    return run_passes(model, [unpad_stem(plan.float_nodes)])[0].count > 0
+
+
+def _decided_again(decision: Decision, decide_with: Decide) -> Decision:
+    """The same decision for the same model after an exact edit."""
+    again = decide_with(decision.more_float)
+    plan = again.plan.with_weight_bits(decision.narrow, NARROW_BITS)
+    return replace(again, plan=plan, narrow=decision.narrow)
 
 
 def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantConfig) -> BlockCache:

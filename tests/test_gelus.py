@@ -173,6 +173,30 @@ def test_recipes_without_mixed_precision_and_full_size_keep_gelu() -> None:
         assert sum(node.op_type == "Gelu" for node in result.model.graph.node) == 2
 
 
+STEM = """g (float[N,3,96,96] x) => (float[N,8] y) {
+    a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w1, b1) g = Gelu(a) c = Conv(g, w2, b2) h = Gelu(c) e = Conv(h, w3, b3)
+    p = GlobalAveragePool(e) q = Flatten(p) y = Gemm(q, w4, b4) }"""
+
+
+@pytest.mark.parametrize(("form", "channels"), [("exact", 3), ("sigmoid", 4)])
+def test_a_stem_that_is_int8_for_its_gelu_alone_keeps_its_padding(form: str, channels: int) -> None:
+    weights = {
+        "w1": weight(24, 3, 3, 3), "b1": np.zeros(24, np.float32),
+        "w2": 2 * weight(64, 24, 1, 1, seed=1), "b2": np.zeros(64, np.float32),
+        "w3": 2 * weight(64, 64, 1, 1, seed=2), "b3": np.zeros(64, np.float32),
+        "w4": 4 * weight(64, 8, seed=3), "b4": np.zeros(8, np.float32),
+    }  # fmt: skip
+    images = np.random.default_rng(0).standard_normal((8, 3, 96, 96)).astype(np.float32)
+    config = QuantConfig(samples=None, cache=False, threads=1, gelu=form)
+    made = onnx_hyvit.quantize(model_to_proto(parse(STEM, **weights)), calibration={"x": images}, config=config)
+    float_stem = "a" in made.report["plan"]["float_nodes"]
+    assert float_stem == (channels == 3)
+    pads = sum(node.op_type == "Pad" for node in made.model.graph.node)
+    stems = [tensor for tensor in made.model.graph.initializer if list(tensor.dims[2:]) == [3, 3]]
+    assert [list(tensor.dims) for tensor in stems] == [[24, channels, 3, 3]]
+    assert pads == (not float_stem)
+
+
 def test_the_setting_is_checked() -> None:
     with pytest.raises(ConfigError, match="gelu"):
         QuantConfig(gelu="fast")
