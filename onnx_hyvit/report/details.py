@@ -16,6 +16,7 @@ TENSORS_SHOWN = 6
 CHOICES_SHOWN = 24
 STEPS_SHOWN = 20
 _KNOWN = ("name", "kind", "error_before", "error_after", "choices")
+_TOLD = ("weighting", "blocks", "divergence_before", "divergence_after", "kept")
 _SIDES = {"consumer": "absorbed by the layer that reads it", "producer": "absorbed by the layer that makes it"}
 
 
@@ -117,7 +118,12 @@ def _reconstruction_note(results: Results) -> Markup | None:
     known = {text(block.get("name")) for block in results.blocks}
     others = [entry for entry in mappings(found.get("blocks")) if text(entry.get("name")) not in known]
     lines = [f"Reconstruction, errors weighted by {text(found.get('weighting'), 'an unnamed method')}."]
-    lines += [f"{key}: {plain(value)}." for key, value in found.items() if key not in ("weighting", "blocks")]
+    before, after = number(found.get("divergence_before")), number(found.get("divergence_after"))
+    if before is not None and after is not None:
+        lines.append(f"Divergence at the outputs {plain(before)} before, {plain(after)} after.")
+    if found.get("kept") is False:
+        lines.append("Not used: it took the outputs further from the float ones.")
+    lines += [f"{key}: {plain(value)}." for key, value in found.items() if key not in _TOLD]
     rows = [
         [
             code(text(entry.get("name"), "?")),
@@ -186,7 +192,7 @@ def gelu_section(results: Results) -> Markup | None:
         f"x sigmoid(c x) has int8 kernels, GELU has none. All that were replaced have a divergence of "
         f"{plain(number(found.get('divergence')))}, rounding alone {plain(whole)} before reconstruction.{more}"
     )
-    heads = ("node", "now", "c", "us saved", "of rounding")
+    heads = ("node", "now", "c", "µs saved", "of rounding")
     return element(
         "section",
         element("h2", "GELU in int8"),

@@ -31,6 +31,9 @@ HOSTILE = "<script>alert(1)</script>\"'&\u202e\x00--></style><img src=http://evi
 RECONSTRUCTION = {
     "weighting": "fisher",
     "seconds": 2.5,
+    "divergence_before": 0.004,
+    "divergence_after": 0.005,
+    "kept": False,
     "blocks": [
         {
             "name": "bridge_1",
@@ -224,6 +227,7 @@ def test_a_compare_result_without_evidence(results: dict[str, dict[str, Any]]) -
 def test_reconstruction_is_shown(results: dict[str, dict[str, Any]]) -> None:
     quantized = {**results["quantize"], "reconstruction": RECONSTRUCTION}
     text = "".join(Page(render_report(quantized)).text)
+    assert "0.004 before, 0.005 after. Not used" in text
     for words in ("weighted by fisher", "seconds: 2.5", "50 % less", "some_tensor", "asymmetric", "not_in_the_model"):
         assert words in text
 
