@@ -18,7 +18,7 @@ def fit_kernel(work: Sequence[Work], microseconds: Sequence[float]) -> Kernel:
     """Coefficients of least relative error over measured calls.
 
     Non-negative least squares on ``(predicted - measured) / measured``, with Huber weights (a call that another process
-    disturbed counts little). Every subset of the five coefficients is tried, so the answer is exact and the same each
+    disturbed counts little). Every subset of the six coefficients is tried, so the answer is exact and the same each
     time.
 
     Args:
@@ -37,13 +37,14 @@ def fit_kernel(work: Sequence[Work], microseconds: Sequence[float]) -> Kernel:
         error = np.abs(columns @ best - 1.0)
         weights = np.minimum(1.0, _HUBER / np.maximum(error, 1e-9))
     error = np.abs(columns @ best - 1.0)
-    fixed, mac, read, written, weight = (float(value) for value in best)
+    fixed, mac, read, written, weight, gathered = (float(value) for value in best)
     return Kernel(
         fixed_us=fixed,
         ns_per_mac=1e3 * mac,
         ns_per_read=1e3 * read,
         ns_per_written=1e3 * written,
         ns_per_weight=1e3 * weight,
+        ns_per_gathered=1e3 * gathered,
         median_error=float(np.median(error)),
         calls=len(times),
     )

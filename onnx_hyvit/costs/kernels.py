@@ -43,16 +43,19 @@ class Work:
         read: Elements of activations read.
         written: Elements written.
         weights: Elements of constant weights read.
+        gathered: Of a convolution with taps, what its kernel gathers before it multiplies: positions of the output
+            times taps times channels of a group (im2col; by depth, one pointer for each).
     """
 
     macs: int = 0
     read: int = 0
     written: int = 0
     weights: int = 0
+    gathered: int = 0
 
-    def values(self) -> tuple[float, float, float, float, float]:
-        """``(1, macs, read, written, weights)``: what a kernel's coefficients are multiplied with."""
-        return 1.0, float(self.macs), float(self.read), float(self.written), float(self.weights)
+    def values(self) -> tuple[float, ...]:
+        """``(1, macs, read, written, weights, gathered)``: what a kernel's coefficients are multiplied with."""
+        return 1.0, *map(float, (self.macs, self.read, self.written, self.weights, self.gathered))
 
 
 def convolution_kind(weight: Shape, group: int, int8: bool) -> str:
@@ -73,7 +76,7 @@ def convolution_kind(weight: Shape, group: int, int8: bool) -> str:
         kind = "depthwise" if taps <= NARROW_TAPS else "depthwise_wide"
         channels = (weight[0],)
     elif channels_in <= STEM_CHANNELS:
-        kind, channels = "stem", (weight[0],)
+        kind, channels = "stem", channels if int8 else (weight[0],)
     else:
         kind = "pointwise" if taps == 1 else "dense"
     block = INT8_BLOCK[kind] if int8 else FLOAT_BLOCK
@@ -96,7 +99,9 @@ def work_of(op: str, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...], weig
     """
     read, written = sum(map(prod, inputs)), sum(map(prod, outputs))
     if op == "Conv" and weight is not None:
-        return Work(written * prod(weight[1:]), read, written, prod(weight))
+        macs = written * prod(weight[1:])
+        gathered = macs // weight[0] if prod(weight[2:]) > 1 else 0
+        return Work(macs, read, written, prod(weight), gathered)
     if op in ("Gemm", "MatMul") and weight is not None:
         return Work(read // max(1, inputs[0][-1]) * prod(weight), read, written, prod(weight))
     if op == "MatMul" and len(inputs) > 1:

@@ -24,7 +24,7 @@ _LIMIT = 1 << 20  # bytes of a profile file
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a call of one family of kernels costs: ``fixed + macs * a + read * b + written * c + weights * d``.
+    """What a call of one family of kernels costs: ``fixed + macs * a + read * b + written * c + ...``, see ``Work``.
 
     Args:
         fixed_us: Microseconds of any call.
@@ -32,6 +32,7 @@ class Kernel:
         ns_per_read: Nanoseconds per element of activations read.
         ns_per_written: Nanoseconds per element written.
         ns_per_weight: Nanoseconds per weight.
+        ns_per_gathered: Nanoseconds per element that is gathered.
         median_error: Median relative error of the fit, 0 is exact.
         calls: Measured calls.
     """
@@ -41,6 +42,7 @@ class Kernel:
     ns_per_read: float = 0.0
     ns_per_written: float = 0.0
     ns_per_weight: float = 0.0
+    ns_per_gathered: float = 0.0
     median_error: float = 0.0
     calls: int = 0
 
@@ -51,9 +53,9 @@ class Kernel:
 
     def us(self, work: Work) -> float:
         """Microseconds of one call."""
-        _, macs, read, written, weights = work.values()
-        each = self.ns_per_mac * macs + self.ns_per_read * read + self.ns_per_written * written
-        return self.fixed_us + 1e-3 * (each + self.ns_per_weight * weights)
+        _, *amounts = work.values()
+        each = (self.ns_per_mac, self.ns_per_read, self.ns_per_written, self.ns_per_weight, self.ns_per_gathered)
+        return self.fixed_us + 1e-3 * sum(ns * amount for ns, amount in zip(each, amounts, strict=True))
 
 
 @dataclass(frozen=True)
