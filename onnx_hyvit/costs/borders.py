@@ -8,10 +8,11 @@ through an element-wise operator that stays float anyway: nothing is paid betwee
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import onnx_graphsurgeon as gs
 
-from .kernels import FLOAT_BLOCK, Shape, Work, kernel_name
+from .kernels import FLOAT_BLOCK, Shape, Work, kernel_name, transpose_name
 from .profile import Profile
 from .units import Unit, elements
 
@@ -85,7 +86,7 @@ def border(
         if layouts[0] == layouts[1] or (ANY in layouts and BLOCKED not in layouts):
             return 0.0
         cost = _us(profile, "Reorder", False, size) if BLOCKED in layouts else 0.0
-        return cost + (_us(profile, "Transpose", True, size) if LAST in layouts else 0.0)
+        return cost + (_transpose_us(shapes[tensor.name], layouts[1] == LAST, profile) if LAST in layouts else 0.0)
 
     dequantize = _us(profile, "DequantizeLinear", False, size) if dequantized else 0.0
     unit = units[1]
@@ -93,6 +94,13 @@ def border(
         apart = _us(profile, "Sigmoid", False, size) + _us(profile, "Mul", False, 2 * size, size)
         dequantize = 2 * dequantize + max(0.0, apart - unit.float_us)
     return (change(False, False), change(False, True)), (change(True, False) + dequantize, change(True, True))
+
+
+def _transpose_us(shape: Shape, to_last: bool, profile: Profile) -> float:
+    """Codes of a map ``[N, C, H, W]`` brought to channels last, or back."""
+    last = (shape[0], *shape[2:], shape[1])
+    name = transpose_name(shape, last) if to_last else transpose_name(last, shape)
+    return profile.us(name, Work(0, prod(shape), prod(shape))) or 0.0
 
 
 def _us(profile: Profile, op: str, int8: bool, read: int, written: int | None = None) -> float:

@@ -9,6 +9,9 @@ Shape = tuple[int, ...]
 FLOAT_BLOCK = 8  # channels that the float convolution kernels of AVX2 work on at once (NCHWc)
 INT8_BLOCK = {"pointwise": 4, "dense": 4, "stem": 4, "depthwise": 16, "depthwise_wide": 16}
 STEM_CHANNELS = 4
+RAGGED, ALIASED = "_ragged", "_aliased"  # harder cases of a family, behind its name
+PAGE = 4096  # bytes: rows that lie a multiple of it apart share the sets of a first-level cache (64 of 64 bytes),
+WAYS = 16  # which hold that many of them, two for each way of the common eight
 NARROW_TAPS = 9
 _SAME_NAME = {
     "QLinearConv": "Conv",
@@ -80,12 +83,23 @@ def convolution_kind(weight: Shape, group: int, int8: bool) -> str:
     else:
         kind = "pointwise" if taps == 1 else "dense"
     block = INT8_BLOCK[kind] if int8 else FLOAT_BLOCK
-    return kind if all(count % block == 0 for count in channels) else f"{kind}_ragged"
+    return kind if all(count % block == 0 for count in channels) else kind + RAGGED
 
 
 def kernel_name(op: str, int8: bool, detail: str = "") -> str:
     """Name of a family in a profile, such as ``int8.Conv.pointwise``."""
     return ".".join(part for part in ("int8" if int8 else "float", op, detail) if part)
+
+
+def transpose_name(before: Shape, after: Shape) -> str:
+    """Family of the transposition of codes from ``before`` to ``after``.
+
+    To channels last, each channel is a row of bytes; where their length is a multiple of ``PAGE`` they throw each other
+    out of the cache: several times slower.
+    """
+    to_last = len(before) == 4 and after == (before[0], *before[2:], before[1])
+    aliased = to_last and before[1] > WAYS and prod(before[2:]) % PAGE == 0
+    return kernel_name("Transpose", True) + (ALIASED if aliased else "")
 
 
 def work_of(op: str, inputs: tuple[Shape, ...], outputs: tuple[Shape, ...], weight: Shape | None = None) -> Work:
@@ -144,5 +158,9 @@ def kernel_of_event(
     if plain in ("Gemm", "MatMul"):
         name = kernel_name("Gemm" if weight is not None else "MatMul", int8)
         return name, work_of(plain, inputs[:1] if weight is not None else inputs[:2], outputs, weight)
+    if plain == "Transpose" and int8:
+        if len(inputs[0]) == 4 and inputs[0] == outputs[0]:
+            return None  # to channels last or back: the shapes do not tell
+        return transpose_name(inputs[0], outputs[0]), work_of(plain, inputs[:1], outputs)
     read = tuple(shape for shape in inputs if prod(shape) > 1 or prod(outputs[0]) == 1)
     return kernel_name(plain, int8), work_of(plain, read or inputs[:1], outputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .kernels import Work
+from .kernels import ALIASED, RAGGED, Work
 
 _FOLDER = Path(__file__).parent.parent / "data"
 _SUFFIX = ".profile.json"
@@ -78,9 +78,9 @@ class Profile:
     def us(self, name: str, work: Work) -> float | None:
         """Microseconds of a call in a session, None when the profile does not know the family.
 
-        Ragged families that were not measured cost what their whole blocks cost.
+        Harder cases of a family (``RAGGED``, ``ALIASED``) that were not measured cost what the family does.
         """
-        kernel = self.kernels.get(name) or self.kernels.get(name.removesuffix("_ragged"))
+        kernel = self.kernels.get(name) or self.kernels.get(name.removesuffix(RAGGED).removesuffix(ALIASED))
         return None if kernel is None else max(LEAST_US, self.offset_us + kernel.us(work))
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph.edit import constant_of, scalar_of
 from ..placement import Plan
-from .kernels import Shape, Work, convolution_kind, kernel_name, work_of
+from .kernels import Shape, Work, convolution_kind, kernel_name, transpose_name, work_of
 from .profile import Profile
 
 MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "Identity"})
@@ -121,6 +121,9 @@ def _node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Pr
         return profile.us(kernel_name("Move", int8), Work())
     if int8 and node.op == "Transpose" and _meets_convolution(node):
         return 0.0
+    if int8 and node.op == "Transpose":
+        before, after = (tuple(shapes.get(tensor.name, ())) for tensor in (node.inputs[0], node.outputs[0]))
+        return profile.us(transpose_name(before, after), work_of(node.op, (before,), (after,))) if before else None
     op = "Move" if node.op in MOVES else "Gemm" if node.op == "MatMul" and weight_shape(node) else node.op
     detail = ""
     if op == "Conv":
@@ -128,8 +131,36 @@ def _node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Pr
         if weight is None:
             return None
         detail = convolution_kind(weight, int(node.attrs.get("group", 1)), int8)
+        if pad := _padding_of_channels(node, shapes):
+            return _padded_us(node, pad, int8, shapes, profile)
     work = _work(op, node, shapes)
     return None if work is None else profile.us(kernel_name(op, int8, detail), work)
+
+
+def _padding_of_channels(convolution: gs.Node, shapes: Mapping[str, Shape]) -> gs.Node | None:
+    """The Pad that gives a map more channels for ``convolution`` alone, as int8 stems have it."""
+    source = convolution.inputs[0]
+    pad = source.inputs[0] if source.inputs else None
+    if pad is None or pad.op != "Pad" or len(source.outputs) != 1 or int(convolution.attrs.get("group", 1)) != 1:
+        return None
+    before, after = shapes.get(pad.inputs[0].name, ()), shapes.get(source.name, ())
+    same = len(before) == len(after) > 2 and (before[0], *before[2:]) == (after[0], *after[2:])
+    return pad if same and before[1] < after[1] else None
+
+
+def _padded_us(node: gs.Node, pad: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Profile) -> float | None:
+    """Microseconds of a stem: with its Pad in int8, without the padding in float, which ``unpad_stem`` takes back."""
+    weight, output = weight_shape(node), shapes.get(node.outputs[0].name)
+    if weight is None or output is None:
+        return None
+    before, after = shapes[pad.inputs[0].name], shapes[node.inputs[0].name]
+    if not int8:
+        weight = (weight[0], before[1], *weight[2:])
+    work = work_of("Conv", (after if int8 else before,), (output,), weight)
+    costs = [profile.us(kernel_name("Conv", int8, convolution_kind(weight, 1, int8)), work)]
+    if int8:  # a profile without it is older than this cost
+        costs.append(profile.us(kernel_name("Pad", False), work_of("Pad", (before,), (after,))) or 0.0)
+    return None if costs[0] is None else sum(cost or 0.0 for cost in costs)
 
 
 def _meets_convolution(node: gs.Node) -> bool:

@@ -155,6 +155,24 @@ def units_of(model):
     return pose_problem(model.graph, plan_of(model), observe_shapes(model_to_proto(model)), profile_of()).units
 
 
+def test_the_padding_of_a_stem_is_paid_in_int8_and_gone_in_float() -> None:
+    text = """g (float[1,3,8,8] x) => (float[1,16,8,8] y) {
+        p = Pad(x, more) a = Conv<pads=[1,1,1,1]>(p, stem) y = Conv(a, v) }"""
+    pads = np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64)
+    model = parse(text, stem=weight(16, 4, 3, 3), v=WEIGHTS["v"], more=pads)
+    kernels = {
+        "float.Conv.stem": Kernel(0.0, ns_per_mac=1.0, ns_per_read=10.0),
+        "int8.Conv.stem": Kernel(5.0, ns_per_read=10.0),
+        "float.Pad": Kernel(7.0),
+    }
+    costs = profile_of()
+    costs = dataclasses.replace(costs, kernels=costs.kernels | kernels)
+    shapes = observe_shapes(model_to_proto(model))
+    (stem,) = [u for u in pose_problem(model.graph, plan_of(model), shapes, costs).units if u.name == "a"]
+    assert stem.float_us == pytest.approx(1e-3 * (16 * 64 * 27 + 10 * 3 * 64)), "three channels"
+    assert stem.int8_us == pytest.approx(5.0 + 1e-3 * 10 * 4 * 64 + 7.0), "four, and the Pad"
+
+
 def test_nodes_of_unknown_cost_are_left_to_the_rules() -> None:
     profile = profile_of(pair=50.0)
     kernels = {name: kernel for name, kernel in profile.kernels.items() if "Conv" not in name}

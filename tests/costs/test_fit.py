@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnx_hyvit.costs import Kernel, Work, fit_kernel, work_of
+from onnx_hyvit.costs import Kernel, Work, fit_kernel, kernel_of_event, work_of
 
 TRUE = Kernel(fixed_us=3.0, ns_per_mac=0.02, ns_per_written=0.5, ns_per_gathered=0.3)
 
@@ -47,3 +47,20 @@ def test_only_convolutions_with_taps_gather() -> None:
     assert work_of("Conv", *maps, (16, 16, 1, 1)).gathered == 0
     assert work_of("Conv", *maps, (16, 16, 3, 3)).gathered == pixels * 9 * 16
     assert work_of("Conv", *maps, (16, 1, 5, 5)).gathered == pixels * 25, "one pointer for each tap"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "family"),
+    [
+        ((1, 64, 64, 64), (1, 64, 64, 64), None),  # either way
+        ((1, 32, 64, 64), (1, 64, 64, 32), "int8.Transpose_aliased"),
+        ((1, 16, 64, 64), (1, 64, 64, 16), "int8.Transpose"),  # few rows
+        ((1, 32, 56, 56), (1, 56, 56, 32), "int8.Transpose"),  # rows that are no whole pages apart
+        ((1, 64, 64, 32), (1, 32, 64, 64), "int8.Transpose"),  # back
+    ],
+)
+def test_rows_that_throw_each_other_out_of_the_cache_are_a_family(
+    before: tuple[int, ...], after: tuple[int, ...], family: str | None
+) -> None:
+    found = kernel_of_event("Transpose", "uint8", (before,), (after,))
+    assert (found and found[0]) == family

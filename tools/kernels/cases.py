@@ -8,7 +8,8 @@ from .models import Case
 
 # (side of the map, channels in, channels out)
 POINTWISE = [
-    (128, 16, 64), (128, 16, 16), (112, 32, 16), (64, 64, 64), (64, 64, 24), (64, 32, 128), (56, 48, 192),
+    (128, 16, 64), (128, 16, 16), (128, 64, 32), (128, 32, 128), (112, 32, 16), (64, 64, 64), (64, 64, 24),
+    (64, 32, 128), (64, 128, 64), (64, 96, 32), (64, 48, 96), (56, 48, 192),
     (32, 48, 192), (32, 96, 96), (32, 160, 40), (32, 64, 32), (28, 96, 384), (16, 96, 384), (16, 64, 64),
     (16, 240, 80), (16, 32, 32), (14, 224, 896), (14, 896, 224), (8, 160, 640), (8, 640, 160), (8, 80, 80),
     (8, 32, 64), (8, 16, 32), (7, 448, 1792), (4, 128, 512), (4, 64, 64), (4, 64, 16), (2, 320, 80), (2, 64, 256),
@@ -37,6 +38,7 @@ STEM = [
     (224, 4, 24, 3, 2), (256, 4, 24, 4, 4), (112, 4, 16, 3, 2), (64, 4, 16, 3, 1), (64, 4, 48, 4, 4), (32, 4, 32, 3, 1),
     (32, 4, 16, 3, 2), (64, 4, 24, 3, 2), (224, 4, 96, 4, 4), (128, 4, 16, 3, 1), (224, 4, 64, 7, 2),
 ]  # fmt: skip
+STEM_SIDES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 256)
 # (side, channels, kernel, stride)
 DEPTHWISE = [
     (128, 16, 3, 1), (128, 64, 3, 2), (64, 64, 3, 1), (64, 128, 3, 2), (32, 96, 3, 1), (32, 256, 3, 2),
@@ -97,6 +99,8 @@ def all_cases() -> Iterator[Case]:
 def _convolutions() -> Iterator[Case]:
     for side, channels_in, channels_out in POINTWISE + POINTWISE_RAGGED:
         yield _convolution(side, channels_in, channels_out, 1, 1, 1)
+    for side in STEM_SIDES:
+        yield Case("Pad", ((1, 3, side, side),), constants=((0, 0, 0, 0, 0, 1, 0, 0),), int8=False)
     for side, channels_in, channels_out, kernel, stride in DENSE + DENSE_RAGGED + STEM:
         yield _convolution(side, channels_in, channels_out, kernel, stride, 1)
     for side, channels, kernel, stride in DEPTHWISE + DEPTHWISE_RAGGED + DEPTHWISE_WIDE + DEPTHWISE_WIDE_RAGGED:
