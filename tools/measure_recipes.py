@@ -81,6 +81,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="draws of calibration images (default 3)")
     parser.add_argument("--samples", type=int, default=32, help="calibration images (default 32)")
     parser.add_argument("--limit", type=int, help="test images, drawn with a fixed seed; all when left out")
+    parser.add_argument("--unfused", action="store_true", help="classify without fused kernels, too: twice the time")
     parser.add_argument("--json", type=Path, required=True, help="results; an existing file is continued")
     parser.add_argument("--readme", type=Path, help="file whose table is replaced")
     parser.add_argument("--render", action="store_true", help="only write the table of what is measured already")
@@ -144,7 +145,8 @@ def measure(
             onnx_hyvit.quantize(path, output, calibration=data, config=config)
         seconds = time.perf_counter() - start
         found = predict(session_of(output), test, keys).argmax(1)
-    return {
+        plain = predict(session_of(output, unfused=True), test, keys).argmax(1) if arguments.unfused else None
+    cell_of = {
         "seed": seed,
         "model": name,
         "sha256": entry["sha256"],
@@ -156,6 +158,10 @@ def measure(
         "agreement": round(float((found == exact).mean()), 5),
         "seconds": round(seconds, 1),
     }
+    if plain is not None:
+        cell_of["unfused_top1"] = round(float((plain == test.labels).mean()), 5)
+        cell_of["unfused_agreement"] = round(float((plain == exact).mean()), 5)
+    return cell_of
 
 
 def quantize_elsewhere(
@@ -260,11 +266,22 @@ def describe(results: Mapping[str, Any]) -> str:
     least, most = min(draws.values()), max(draws.values())
     images, half = results["test_images"], wilson(results["test_images"] * 98 // 100, results["test_images"])
     listed = ", ".join(f"`{name}`" for name in models)
+    unfused = describe_unfused(results["cells"])
     count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
     return (
         f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
-        f"{images} test images (an agreement of 98 % is known to ±{50 * (half.high - half.low):.2f})."
+        f"{images} test images (an agreement of 98 % is known to ±{50 * (half.high - half.low):.2f}).{unfused}"
     )
+
+
+def describe_unfused(cells: list[Mapping[str, Any]]) -> str:
+    """What sessions without fused kernels make of the default recipe's 8-bit files, where that was measured."""
+    both = [cell for cell in cells if cell["recipe"] == "q-hyvit" and cell["bits"] == "w8a8" and "unfused_top1" in cell]
+    if not both:
+        return ""
+    drop = 100 * float(np.mean([cell["float_top1"] - cell["unfused_top1"] for cell in both]))
+    agreement = 100 * float(np.mean([cell["unfused_agreement"] for cell in both]))
+    return f" In sessions without fused kernels `q-hyvit` w8a8 has {drop:.2f}, {agreement:.2f} % ({len(both)} files)."
 
 
 def main(argv: list[str] | None = None) -> int:
