@@ -62,6 +62,8 @@ class Sweep:
         self._reads = {node.name: node.input[0] for node in self.trial.proto.graph.node if node.input}
         self._exact: list[Arrays] = [dict(batch) for batch in batches]
         self._found: list[Arrays] = [dict(batch) for batch in batches]
+        # of the model's inputs: what blocks read may have a row for each token
+        self._rows = tuple(_rows(batch) for batch in batches)
         self._settings, self._objective, self._threads = settings, objective, threads
         self._searched: set[str] = set(plan.fixed)
 
@@ -171,7 +173,7 @@ class Sweep:
             weights={name: self.trial.parameters[name] for name in weights},
             found=[{name: batch[name] for name in block.inputs if name in batch} for batch in self._found],
             exact=wanted,
-            rows=tuple(_rows(batch) for batch in self._found),
+            rows=self._rows,
             measured=measured,
             objective=self._objective.of(measured),
             settings=self._settings,

@@ -19,6 +19,7 @@ from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.recipes import SCALES_ONLY, Reconstruction, find_recipe
 from onnx_hyvit.reconstruct import find_layers, give_biases, reconstruct
+from onnx_hyvit.reconstruct.block import reconstruct_block
 from onnx_hyvit.reconstruct.layers import parameters_of
 from onnx_hyvit.reconstruct.objective import Objective
 from onnx_hyvit.reconstruct.sweep import Sweep
@@ -172,6 +173,20 @@ def test_the_search_sees_no_more_samples_than_asked_for(ready):
         for chosen in (settings, replace(settings, search_samples=16))
     )
     assert few[0].error_before != many[0].error_before
+
+
+def test_rows_of_tokens_are_not_taken_for_samples(tiny_model: Path, tiny_data: Path, monkeypatch):
+    tasks = []
+
+    def watched(task, cut):
+        tasks.append(task)
+        return reconstruct_block(task, cut)
+
+    monkeypatch.setattr("onnx_hyvit.reconstruct.sweep.reconstruct_block", watched)
+    config = QuantConfig(samples=8, target="ort-x86-avx2", verify=False)
+    onnx_hyvit.quantize(tiny_model, None, calibration=tiny_data, config=config)
+    assert any(value.shape[0] > 1 for task in tasks for value in task.found[0].values())
+    assert {task.rows for task in tasks} == {(1,) * 8}  # the model has a fixed batch of 1
 
 
 def test_parallel_blocks_see_float_inputs(ready):
