@@ -28,6 +28,7 @@ class Reconstruction:
         sequential: Inputs of a block come from the quantized blocks before it, else from the float model.
         metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``.
         search_samples: Samples that ranges are measured on at most.
+        refit: Fit the scales of weights again once their codes are known, so that outputs do not shrink.
     """
 
     rounding: Literal["gptq", "nearest"] | None = "gptq"
@@ -38,6 +39,7 @@ class Reconstruction:
     sequential: bool = True
     metric: Literal["mse", "fisher", "cosine"] = "mse"
     search_samples: int = 32
+    refit: bool = True
 
 
 @dataclass(frozen=True)

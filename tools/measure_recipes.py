@@ -52,10 +52,13 @@ def ablation() -> list[Recipe]:
         },
         "3 + granularity, folded": {"gains": True},
         "4 + scheme": {"reconstruction": replace(SCALES_ONLY, try_symmetric=True)},
-        "5 - scheme + weight rounding": {"reconstruction": Reconstruction(ridge=False, correct_bias=False)},
-        "6 + bias correction": {"reconstruction": Reconstruction(ridge=False)},
-        "7 + ridge": {"reconstruction": Reconstruction()},
-        "8 + mixed precision": {"precision": True},
+        "5 - scheme + weight rounding": {
+            "reconstruction": Reconstruction(ridge=False, correct_bias=False, refit=False)
+        },
+        "6 + bias correction": {"reconstruction": Reconstruction(ridge=False, refit=False)},
+        "7 + ridge": {"reconstruction": Reconstruction(refit=False)},
+        "8 + scales of weights fitted again": {"reconstruction": Reconstruction()},
+        "9 + mixed precision": {"precision": True},
     }  # fmt: skip
     recipes, parts = [], {}
     for name, more in steps.items():

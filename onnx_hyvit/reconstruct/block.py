@@ -158,6 +158,7 @@ class _BlockSearch:
             rounding=settings.rounding,
             ridge=settings.ridge,
             correct_bias=settings.correct_bias,
+            refit=settings.refit,
         )
         self._qparams[layer.weight] = rounded.qparams
         self._parameters[layer.weight] = rounded.weight

@@ -50,8 +50,9 @@ def test_each_part_lowers_the_error_on_new_samples():
     train, test = slice(0, 4000), slice(4000, None)
     errors = []
     for options in (
-        {"rounding": "nearest", "ridge": False, "correct_bias": False},
-        {"rounding": "nearest", "ridge": False},
+        {"rounding": "nearest", "ridge": False, "correct_bias": False, "refit": False},
+        {"rounding": "nearest", "ridge": False, "refit": False},
+        {"rounding": "gptq", "ridge": False, "refit": False},
         {"rounding": "gptq", "ridge": False},
         {"rounding": "gptq"},
     ):
@@ -66,6 +67,29 @@ def test_codes_and_scale_give_back_the_weight():
     codes = found.weight / found.qparams.scale[:, None]
     assert np.abs(codes - np.rint(codes)).max() < 1e-4 and np.abs(codes).max() <= 7.001
     assert found.rounding == "gptq" and found.ridge is not None
+
+
+def test_a_shrunken_input_does_not_shrink_the_output():
+    weight, bias, x, _ = data(1000)
+    slopes = []
+    for refit in (False, True):
+        found = rounded_by(weight, bias, x, 0.9 * x, 8, ridge=False, refit=refit)
+        exact, output = x @ weight.T, 0.9 * x @ found.weight.T + found.bias
+        assert np.abs(output.mean(0) - exact.mean(0)).max() < 1e-3
+        slopes.append([np.polyfit(exact[:, row], output[:, row], 1)[0] for row in range(OUT)])
+    np.testing.assert_allclose(slopes[0], 0.9, atol=0.005)
+    np.testing.assert_allclose(slopes[1], 1.0, atol=0.002)
+
+
+def test_a_scale_per_tensor_stays_one_scale():
+    weight, bias, x, _ = data(1000)
+    spec = QuantSpec(bits=8, signed=True, symmetric=True, axis=None, narrow=True)
+    how = Layer("node", "x", "w", "b", spec, None, False, "y")
+    start = weight_qparams(weight, spec, "mse")
+    found = round_layer(how, weight, bias, moments(x, 0.9 * x), start=start, ridge=False)
+    assert found.qparams.scale.shape == () and found.qparams.scale == pytest.approx(start.scale / 0.9, rel=1e-3)
+    codes = found.weight / found.qparams.scale
+    assert np.abs(codes - np.rint(codes)).max() < 1e-3
 
 
 def test_few_samples_get_no_ridge():
