@@ -28,7 +28,7 @@ class Reconstruction:
         sequential: Inputs of a block come from the quantized blocks before it, else from the float model.
         metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``.
         search_samples: Samples that ranges are measured on at most.
-        refit: Fit the scales of weights again once their codes are known, so that outputs do not shrink.
+        refit: Fit the scales of a layer's weight again, by one factor, once its codes are known: outputs do not shrink.
     """
 
     rounding: Literal["gptq", "nearest"] | None = "gptq"

@@ -55,7 +55,7 @@ def round_layer(
     """Choose codes, scale and bias of a layer that minimise ``E|W^ x~ + b^ - (W x + b)|^2``.
 
     In order: a ridge that makes up for the error of the inputs, its strength chosen on held-out samples (ERQ); a scale
-    for each output channel; codes by GPTQ; the scale again, for these codes; the bias that keeps the mean output.
+    for each output channel; codes by GPTQ; all scales again, for these codes; the bias that keeps the mean output.
 
     Args:
         layer: The layer.
@@ -66,7 +66,7 @@ def round_layer(
         rounding: ``nearest`` or ``gptq``.
         ridge: Whether to correct for the inputs' error.
         correct_bias: Whether to correct the bias.
-        refit: Whether to fit the scale again once the codes are known.
+        refit: Whether to fit the scales again, by one factor, once the codes are known.
     """
     rows = layer.rows(weight)
     moments = merge_moments(halves)
@@ -82,7 +82,9 @@ def round_layer(
     else:
         codes = nearest_codes(wanted, scale, layer.spec)
     if refit:
-        scale, qparams = _refitted(layer, rows, codes, scale, moments, free_bias)
+        factor = refit_scale(rows, codes * scale[..., None], moments, centred=free_bias)
+        qparams = QParams(qparams.scale * np.float32(factor), qparams.zero_point, qparams.spec)
+        scale = _column(qparams, wanted)
     rounded = codes * scale[..., None]
     new_bias = bias
     if free_bias and bias is not None:
@@ -125,17 +127,6 @@ def _scales(
     scale = search_scale(wanted, steady, base, spec, low=low, high=high, candidates=SCALES_TRIED, stride=4)
     scale = scale.astype(np.float32)
     return scale.astype(np.float64), QParams(scale.reshape(-1), np.zeros(scale.size, spec.dtype), spec)
-
-
-def _refitted(
-    layer: Layer, rows: np.ndarray, codes: np.ndarray, scale: np.ndarray, moments: InputMoments, centred: bool
-) -> tuple[np.ndarray, QParams]:
-    """Scale of each row that fits the codes, and the same as qparams."""
-    spec = layer.spec
-    factor = refit_scale(rows, codes * scale[..., None], moments, centred=centred, shared=spec.axis is None)
-    found = (scale * factor).astype(np.float32)
-    stored = found.reshape(-1) if spec.axis is not None else found.reshape(-1)[0]
-    return found.astype(np.float64), QParams(stored, np.zeros(stored.shape, spec.dtype), spec)
 
 
 def _column(qparams: QParams, rows: np.ndarray) -> np.ndarray:

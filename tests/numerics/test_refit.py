@@ -29,16 +29,13 @@ def test_the_factor_is_the_least_squares_one(centred):
     y, found = x @ weight[0].T, fed @ rounded[0].T
     if centred:
         y, found = y - y.mean(0), found - found.mean(0)
-    wanted = [np.linalg.lstsq(found[:, [row]], y[:, row], rcond=None)[0][0] for row in range(y.shape[1])]
-    np.testing.assert_allclose(refit_scale(weight, rounded, moments_of(x, fed), centred=centred)[0], wanted, rtol=1e-8)
-    together = np.linalg.lstsq(found.reshape(-1, 1), y.reshape(-1), rcond=None)[0][0]
-    shared = refit_scale(weight, rounded, moments_of(x, fed), centred=centred, shared=True)
-    np.testing.assert_allclose(shared, together, rtol=1e-8)
+    wanted = np.linalg.lstsq(found.reshape(-1, 1), y.reshape(-1), rcond=None)[0][0]
+    assert refit_scale(weight, rounded, moments_of(x, fed), centred=centred) == pytest.approx(wanted, rel=1e-8)
 
 
 def test_inputs_that_shrank_are_made_up_for():
     weight, _, x, _ = some_layer()
-    np.testing.assert_allclose(refit_scale(weight, weight, moments_of(x, 0.8 * x)), 1.25, rtol=1e-8)
+    assert refit_scale(weight, weight, moments_of(x, 0.8 * x)) == pytest.approx(1.25, rel=1e-8)
 
 
 def test_noise_that_does_not_depend_on_the_input_attenuates():
@@ -49,25 +46,25 @@ def test_noise_that_does_not_depend_on_the_input_attenuates():
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
     x, noise = hadamard[:, 1:5], 0.5 * hadamard[:, 5:9]
     weight = np.random.default_rng(1).standard_normal((1, 3, 4))
-    np.testing.assert_allclose(refit_scale(weight, weight, moments_of(x, x + noise)), 1 / 1.25, rtol=1e-8)
-    # half of that error is gone already where the weight was shrunk by hand
-    np.testing.assert_allclose(refit_scale(weight, 0.8 * weight, moments_of(x, x + noise)), 1.0, rtol=1e-8)
+    assert refit_scale(weight, weight, moments_of(x, x + noise)) == pytest.approx(1 / 1.25, rel=1e-8)
+    # nothing is left to do where the weight was shrunk by that already, as a ridge would
+    assert refit_scale(weight, 0.8 * weight, moments_of(x, x + noise)) == pytest.approx(1.0, rel=1e-8)
 
 
-def test_every_group_of_a_convolution_has_its_own():
+def test_all_groups_of_a_convolution_share_it():
     rng = np.random.default_rng(2)
     weight = rng.standard_normal((6, 1, 3, 3)).astype(np.float32)
     x = rng.standard_normal((4, 6, 8, 8)).astype(np.float32)
-    shrunk = x * np.linspace(0.6, 1.1, 6, dtype=np.float32)[:, None, None]
     geometry = ConvGeometry((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 6)
     rows = weight_rows(weight, 6)
-    found = refit_scale(rows, rows, moments_of(x, shrunk, geometry))
-    np.testing.assert_allclose(found[:, 0], 1 / np.linspace(0.6, 1.1, 6), rtol=1e-5)
+    assert refit_scale(rows, rows, moments_of(x, x * np.float32(0.9), geometry)) == pytest.approx(1 / 0.9, rel=1e-5)
+    uneven = x * np.linspace(0.6, 1.0, 6, dtype=np.float32)[:, None, None]
+    assert 1.0 < refit_scale(rows, rows, moments_of(x, uneven, geometry)) < 1 / 0.6
 
 
 def test_what_hardly_varies_or_makes_no_sense_is_left_alone():
     weight, _, x, _ = some_layer()
     still = np.broadcast_to(x[:1], x.shape).astype(np.float32)
-    assert (refit_scale(weight, weight, moments_of(still, 0.5 * still)) == 1.0).all()
-    assert (refit_scale(weight, np.zeros_like(weight), moments_of(x, x)) == 1.0).all()
-    assert (refit_scale(weight, -weight, moments_of(x, x)) == FACTORS[0]).all()
+    assert refit_scale(weight, weight, moments_of(still, 0.5 * still)) == 1.0
+    assert refit_scale(weight, np.zeros_like(weight), moments_of(x, x)) == 1.0
+    assert refit_scale(weight, -weight, moments_of(x, x)) == FACTORS[0]
