@@ -29,6 +29,7 @@ class Reconstruction:
         metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``.
         search_samples: Samples that ranges are measured on at most.
         refit: Fit the scales of a layer's weight again, by one factor, once its codes are known: outputs do not shrink.
+        confirm: Keep a range that was found only where samples that the search did not see gain, too.
     """
 
     rounding: Literal["gptq", "nearest"] | None = "gptq"
@@ -40,6 +41,7 @@ class Reconstruction:
     metric: Literal["mse", "fisher", "cosine"] = "mse"
     search_samples: int = 32
     refit: bool = True
+    confirm: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: reconstruction knows uniform codes of one scale per tensor only")
 
 
-SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False)
+SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False, confirm=False)
 RECIPES = {
     recipe.name: recipe
     for recipe in (

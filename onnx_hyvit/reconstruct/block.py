@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from ..recipes import Reconstruction
 from .layers import Layer
 from .objective import ErrorSum, Objective
 from .round_layer import round_layer
-from .search_ranges import RangeChoice, search_range
+from .search_ranges import RangeChoice, search_range, unchanged
 from .trial import Cut, Pair, Region
 
 Arrays = dict[str, np.ndarray]
@@ -121,6 +122,8 @@ class _BlockSearch:
         self._given: Arrays = dict(task.given)
         self._qparams: dict[str, QParams] = {}  # new ones
         self._parameters: Arrays = {}
+        starts = itertools.accumulate(task.rows[:-1], initial=0)
+        self._hidden = [start >= task.samples for start in starts]  # batches that the search does not see
 
     def run(self) -> BlockResult:
         task = self._task
@@ -133,13 +136,12 @@ class _BlockSearch:
         after = self._error(self._given)
         return BlockResult(task.name, task.kind, before, after, self._qparams, self._parameters, tuple(ranges), rounded)
 
-    def _error(self, given: Mapping[str, np.ndarray]) -> float:
-        task, total, seen = self._task, ErrorSum(self._task.objective), 0
-        for found, exact, rows in zip(task.found, task.exact, task.rows, strict=True):
-            if seen >= task.samples or not task.measured:
-                break
-            total.update(exact, self._cut.run(found, given, task.measured), task.measured)
-            seen += rows
+    def _error(self, given: Mapping[str, np.ndarray], held_out: bool = False) -> float:
+        """Error on the samples that the search sees, or on the others."""
+        task, total = self._task, ErrorSum(self._task.objective)
+        for found, exact, hidden in zip(task.found, task.exact, self._hidden, strict=True):
+            if task.measured and hidden == held_out:
+                total.update(exact, self._cut.run(found, given, task.measured), task.measured)
         return total.value()
 
     def _candidate_error(self, pair: Pair, candidate: QParams) -> float:
@@ -181,14 +183,22 @@ class _BlockSearch:
         return seen[0].result(), seen[-1].result()
 
     def _search(self) -> list[RangeChoice]:
+        """Search the ranges one after the other; samples that the search does not see confirm each where asked for."""
         task = self._task
         error = self._error(self._given)
+        confirm = task.settings.confirm and any(self._hidden)
+        others = self._error(self._given, held_out=True) if confirm else 0.0
         choices = []
         for name, pair in task.pairs.items() if task.measured else ():
             measure = functools.partial(self._candidate_error, pair)
-            found, choice = search_range(
-                name, task.qparams[name], error, measure, try_symmetric=task.settings.try_symmetric
-            )
+            start = task.qparams[name]
+            found, choice = search_range(name, start, error, measure, try_symmetric=task.settings.try_symmetric)
+            if confirm and choice.error_after < error:
+                confirmed = self._error({**self._given, **pair.feeds(found)}, held_out=True)
+                if confirmed < others:
+                    others = confirmed
+                else:
+                    found, choice = start, unchanged(name, start, error)
             self._qparams[name] = found
             self._given |= pair.feeds(found)
             error = choice.error_after

@@ -25,6 +25,12 @@ class RangeChoice:
     scheme: str
 
 
+def unchanged(tensor: str, qparams: QParams, error: float) -> RangeChoice:
+    """The choice to leave a range as it is."""
+    limits = range_of(qparams)
+    return RangeChoice(tensor, limits, limits, error, error, scheme_of(qparams))
+
+
 def range_of(qparams: QParams) -> tuple[float, float]:
     """Smallest and largest value that the codes stand for."""
     scale, zero = float(qparams.scale), int(qparams.zero_point)

@@ -175,6 +175,30 @@ def test_the_search_sees_no_more_samples_than_asked_for(ready):
     assert few[0].error_before != many[0].error_before
 
 
+@pytest.mark.parametrize("confirm", [True, False])
+def test_samples_that_the_search_does_not_see_must_gain_too(confirm):
+    small = np.where(np.arange(16) < 4, 0.2, 1.0).astype(np.float32)[:, None, None, None]
+    prepared, plan, qparams, source, _ = prepared_for("w8a6", graph(), DATA * small)
+    settings = replace(SCALES_ONLY, search_samples=4, confirm=confirm)
+    result = reconstruct(prepared.model, plan, qparams, prepared.shapes, source, settings, threads=1)
+    choices = [choice for block in result.blocks for choice in block.ranges]
+    widths = [np.ptp(choice.after) / np.ptp(choice.before) for choice in choices]
+    assert len(choices) == 9 and (min(widths) > 0.9 if confirm else min(widths) < 0.5)
+    for choice in choices:
+        assert (choice.after == choice.before) == (choice.error_after == choice.error_before)
+
+
+def test_all_samples_in_one_batch_leave_none_to_confirm(ready):
+    prepared, plan, qparams, _, data = ready
+    source = open_calibration(prepared.model, {"x": data}, QuantConfig(samples=None, batch_size=16))
+    found = [
+        reconstruct(prepared.model, plan, qparams, prepared.shapes, source, replace(SCALES_ONLY, confirm=confirm))
+        for confirm in (True, False)
+    ]
+    assert found[0].to_dict() == found[1].to_dict()
+    assert any(choice.after != choice.before for block in found[0].blocks for choice in block.ranges)
+
+
 def test_rows_of_tokens_are_not_taken_for_samples(tiny_model: Path, tiny_data: Path, monkeypatch):
     tasks = []
 
