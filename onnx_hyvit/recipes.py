@@ -6,13 +6,14 @@ A recipe says *how* scales are found; *where* Q/DQ pairs go is the target's busi
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 from .errors import ConfigError
 from .numerics.log_codes import LINE, POLYNOMIAL, LogCodes
 from .numerics.ranges import RangeMethod
 
 GainRule = Literal["search", "layer-norm", "smooth"]
+Weighting = Literal["mse", "fisher", "cosine", "auto"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,15 @@ class Reconstruction:
         search: Search the range of every activation.
         try_symmetric: The search may also choose the symmetric scheme.
         sequential: Inputs of a block come from the quantized blocks before it, else from the float model.
-        metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``.
+        metric: How errors at the outputs of a block count: ``mse``, ``fisher`` or ``cosine``. ``auto`` reconstructs
+            with ``mse`` and with ``fisher``, and keeps what leaves the model's outputs closer to float on samples that
+            ranges were not searched on; that takes twice the time.
         search_samples: Samples that ranges are measured on at most.
         refit: Fit the scales of a layer's weight again, by one factor, once its codes are known: outputs do not shrink.
         confirm: Keep a range that was found only where samples that the search did not see gain, too.
+        rerank: Candidates of each range, the best by the block's error, among which the divergence of the model's
+            outputs decides, the layers behind the block in float; 0 leaves the choice to the block's error. Blocks for
+            which that takes too long are left out.
     """
 
     rounding: Literal["gptq", "nearest"] | None = "gptq"
@@ -38,10 +44,15 @@ class Reconstruction:
     search: bool = True
     try_symmetric: bool = False
     sequential: bool = True
-    metric: Literal["mse", "fisher", "cosine"] = "mse"
+    metric: Weighting = "mse"
     search_samples: int = 32
     refit: bool = True
     confirm: bool = True
+    rerank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0 or self.rerank == 1:
+            raise ConfigError(f"rerank must be 0 or at least 2 candidates, found {self.rerank}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,24 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise ConfigError(f"recipe {name!r} is unknown; expected one of {', '.join(RECIPES)}") from None
+
+
+def with_weighting(recipe: Recipe, weighting: str | None) -> Recipe:
+    """``recipe`` with errors weighted as asked for.
+
+    Args:
+        recipe: The recipe.
+        weighting: ``mse``, ``fisher`` or ``auto``; None leaves it to the recipe.
+
+    Raises:
+        ConfigError: The recipe has no errors that could be weighted.
+    """
+    if weighting is None:
+        return recipe
+    if recipe.reconstruction is None:
+        able = ", ".join(other.name for other in RECIPES.values() if other.reconstruction is not None)
+        raise ConfigError(f"weighting: recipe {recipe.name!r} reconstructs no blocks; those that do are {able}")
+    return replace(recipe, reconstruction=replace(recipe.reconstruction, metric=cast("Weighting", weighting)))
 
 
 def add_recipe(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from ..numerics.ridge import GramAccumulator, InputMoments
 from ..recipes import Reconstruction
 from .layers import Layer
 from .objective import ErrorSum, Objective
+from .rerank import OutputJudge, Suffix, least_divergence
 from .round_layer import round_layer
 from .search_ranges import RangeChoice, search_range, unchanged
 from .trial import Cut, Pair, Region
@@ -72,6 +73,7 @@ class BlockTask:
         settings: What may change.
         samples: Samples that errors are measured on.
         threads: Threads of the session.
+        suffix: The model behind the block, where its best candidates are judged by the model's outputs.
     """
 
     index: int
@@ -92,6 +94,7 @@ class BlockTask:
     settings: Reconstruction
     samples: int
     threads: int
+    suffix: Suffix | None = None
 
 
 def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
@@ -185,6 +188,7 @@ class _BlockSearch:
     def _search(self) -> list[RangeChoice]:
         """Search the ranges one after the other; samples that the search does not see confirm each where asked for."""
         task = self._task
+        judge = OutputJudge(task.suffix, self._cut, task.found, task.threads) if task.suffix else None
         error = self._error(self._given)
         confirm = task.settings.confirm and any(self._hidden)
         others = self._error(self._given, held_out=True) if confirm else 0.0
@@ -192,7 +196,15 @@ class _BlockSearch:
         for name, pair in task.pairs.items() if task.measured else ():
             measure = functools.partial(self._candidate_error, pair)
             start = task.qparams[name]
-            found, choice = search_range(name, start, error, measure, try_symmetric=task.settings.try_symmetric)
+            found, choice = search_range(
+                name,
+                start,
+                error,
+                measure,
+                try_symmetric=task.settings.try_symmetric,
+                rerank=functools.partial(self._rerank, judge, pair) if judge else None,
+                keep=max(1, task.settings.rerank),
+            )
             if confirm and choice.error_after < error:
                 confirmed = self._error({**self._given, **pair.feeds(found)}, held_out=True)
                 if confirmed < others:
@@ -204,6 +216,9 @@ class _BlockSearch:
             error = choice.error_after
             choices.append(choice)
         return choices
+
+    def _rerank(self, judge: OutputJudge, pair: Pair, candidates: Sequence[QParams]) -> int:
+        return least_divergence(candidates, lambda candidate: judge.each({**self._given, **pair.feeds(candidate)}))
 
 
 def _add_halves(halves: list[GramAccumulator], exact: np.ndarray, found: np.ndarray, samples: int, index: int) -> None:

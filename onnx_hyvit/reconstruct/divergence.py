@@ -31,11 +31,16 @@ class Divergence:
             loss: Says what the outputs are.
             batches: Feeds; held in memory, as are the outputs.
             threads: Threads of the sessions.
+
+        Attributes:
+            wanted: The float model's values of what the loss reads; one dict for each batch.
+            rows: Samples of each batch.
         """
         self._loss, self._batches, self._threads = loss, batches, threads
         self._names = list(dict.fromkeys(head.tensor for head in loss.heads))
+        self.rows = tuple(max((len(value) for value in feeds.values() if value.ndim), default=1) for feeds in batches)
         session = self.session(proto)
-        self._wanted = [session.run(batch, self._names) for batch in batches]
+        self.wanted = [session.run(batch, self._names) for batch in batches]
 
     def session(self, proto: onnx.ModelProto) -> Session:
         """A session of a model that has the tensors which the loss reads; exact in its integer sums."""
@@ -56,14 +61,25 @@ class Divergence:
         """
         given = {name: value for name, value in (given or {}).items() if name in session.input_names}
         parts = [np.zeros(0)]
-        for batch, wanted in zip(self._batches, self._wanted, strict=True):
+        for batch, wanted, samples in zip(self._batches, self.wanted, self.rows, strict=True):
             found = session.run({**batch, **given}, self._names)
-            samples = max((len(value) for value in batch.values() if value.ndim), default=1)
-            part = np.zeros(samples)
-            for head in self._loss.heads:
-                part += _divergence(head, wanted[head.tensor], found[head.tensor], samples)
-            parts.append(part)
+            parts.append(divergence_of(self._loss.heads, wanted, found, samples))
         return np.concatenate(parts)
+
+
+def divergence_of(heads: Sequence[Head], wanted: Feeds, found: Feeds, samples: int) -> np.ndarray:
+    """Divergence of every sample of one batch, summed over ``heads``: float64 [samples].
+
+    Args:
+        heads: What the outputs are.
+        wanted: Float values of their tensors.
+        found: The values to judge.
+        samples: Samples of the batch.
+    """
+    total = np.zeros(samples)
+    for head in heads:
+        total += _divergence(head, wanted[head.tensor], found[head.tensor], samples)
+    return total
 
 
 def is_worse(before: np.ndarray, after: np.ndarray) -> bool:

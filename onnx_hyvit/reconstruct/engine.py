@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from ..backward import LossSpec, choose_loss, fisher_weights
+from ..backward import LossSpec, choose_loss
 from ..blocks import Block, Structure, find_structure
 from ..calibration import Source
 from ..graph import Model, model_to_proto
@@ -21,18 +21,17 @@ from ..recipes import Reconstruction
 from ..runtime import Progress
 from ..tasks import Workers
 from .block import BlockResult
+from .budget import SearchCost
 from .cache import BlockCache
 from .divergence import Divergence, is_worse
 from .layers import find_layers
-from .objective import Metric, Objective
-from .sweep import Sweep
+from .rerank import Reranking
+from .sweep import Load, Sweep
 from .trial import TrialModel
+from .weighting import Comparison, Split, compare_weightings, make_objective, metrics_of, split_samples
 
 logger = logging.getLogger(__name__)
 State = tuple[Mapping[str, QParams], Mapping[str, np.ndarray]]  # scales, parameters
-SEARCH_ELEMENTS = 1 << 26  # of all tensors of a block, times its ranges, times samples
-LEAST_SAMPLES = 16
-REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Reconstructed:
         divergence_before: Divergence of the model's outputs from the float ones before, on the calibration samples.
         divergence_after: The same afterwards.
         kept: Whether the result is used; False when it is clearly worse than the start, which ``qparams`` then are.
+        compared: The weightings that were tried, None where one was given.
     """
 
     qparams: Mapping[str, QParams] = field(repr=False)
@@ -56,6 +56,7 @@ class Reconstructed:
     divergence_before: float
     divergence_after: float
     kept: bool
+    compared: Comparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""
@@ -64,6 +65,7 @@ class Reconstructed:
             "divergence_before": self.divergence_before,
             "divergence_after": self.divergence_after,
             "kept": self.kept,
+            "compared": self.compared.to_dict() if self.compared else None,
             "blocks": [_block_dict(block) for block in self.blocks],
         }
 
@@ -104,7 +106,8 @@ def reconstruct(
         qparams: Scales to start from: activations that are not tied, and weights.
         shapes: Concrete shape of every tensor of ``model``.
         source: Calibration data; its samples are held in memory.
-        settings: What may be changed, and how errors count.
+        settings: What may be changed, and how errors count. With metric ``auto`` everything is done twice, once with
+            each weighting; the samples that judge them are left out of the search of ranges and the Fisher weights.
         structure: Blocks found before layout rewrites; they tell which block is a bridge.
         threads: Threads of ONNX Runtime.
         seed: Seed of the Fisher draws.
@@ -123,47 +126,93 @@ def reconstruct(
     blocks = _blocks(model, shapes, structure)
     batches = _batches_that_fit(source, blocks, shapes, max_memory)
     loss = choose_loss(proto, shapes)
-    objective, weighting = _objective(proto, blocks, batches, shapes, loss, settings.metric, seed, threads)
-    layers = find_layers(model, plan, shapes)
-    sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads, proto)
-    start = (dict(sweep.qparams), dict(sweep.parameters))
-    results: list[BlockResult] = []
-    samples = _samples_to_search(model, plan, blocks, shapes, settings.search_samples)
-    for result in sweep.run(blocks, cache.load if cache else lambda index: None, samples, workers):
-        if cache is not None:
-            cache.store(len(results), result)
-        results.append(result)
+    judge = Divergence(proto, loss, batches, threads)
+    metrics = metrics_of(settings)
+    split = split_samples(judge.rows, settings.search_samples) if len(metrics) > 1 else None
+    if split is not None:
+        settings = replace(settings, search_samples=split.samples)
+    cost = SearchCost(model, plan, blocks, shapes)
+    reranking = _reranking(model, blocks, loss, judge, settings, cost, split) if settings.rerank > 1 else None
+    layers, samples = find_layers(model, plan, shapes), cost.searched(settings.search_samples)
+    record, runs = _Record(cache, progress, len(metrics) * len(blocks)), list[_Run]()
+    for metric in metrics:
+        seen = batches[: split.batches] if split else batches
+        objective, weighting = make_objective(metric, proto, blocks, seen, shapes, loss, seed, threads)
+        sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads, proto, reranking)
+        start = (dict(sweep.qparams), dict(sweep.parameters))
+        results = [record.add(result) for result in sweep.run(blocks, record.loader(), samples, workers)]
+        runs.append(_Run(weighting, results, (sweep.qparams, sweep.parameters)))
+    first, *each = _divergences(judge, sweep.trial, (start, *(run.end for run in runs)))
+    compared = compare_weightings(metrics, each, split) if split else None
+    place = metrics.index(compared.best) if compared else 0
+    return _outcome(qparams, runs[place], first, each[place], compared)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One reconstruction of all blocks."""
+
+    weighting: str
+    blocks: Sequence[BlockResult]
+    end: State
+
+
+class _Record:
+    """Blocks finished so far with all weightings; they are cached, and the user is told."""
+
+    def __init__(self, cache: BlockCache | None, progress: Progress | None, total: int) -> None:
+        self._cache, self._progress, self._total, self._done = cache, progress, total, 0
+
+    def loader(self) -> Load:
+        """Finds blocks of the weighting that begins now in the cache."""
+        cache, first = self._cache, self._done
+        return (lambda index: cache.load(first + index)) if cache is not None else (lambda index: None)
+
+    def add(self, result: BlockResult) -> BlockResult:
+        """Keep a result; gives it back."""
+        if self._cache is not None:
+            self._cache.store(self._done, result)
+        self._done += 1
         logger.debug("%s: error %.3g -> %.3g", result.name, result.error_before, result.error_after)
-        if progress is not None:
-            progress(len(results), len(blocks), "reconstruct")
-    end = (sweep.qparams, sweep.parameters)
-    each = _divergences(Divergence(proto, loss, batches, threads), sweep.trial, (start, end))
-    before, after = (float(values.mean()) for values in each)
-    kept = not is_worse(*each)
+        if self._progress is not None:
+            self._progress(self._done, self._total, "reconstruct")
+        return result
+
+
+def _outcome(
+    qparams: Mapping[str, QParams], run: _Run, first: np.ndarray, last: np.ndarray, compared: Comparison | None
+) -> Reconstructed:
+    """The end of ``run``, or the start where that is better; ``first`` and ``last`` are their divergences."""
+    before, after = float(first.mean()), float(last.mean())
+    kept = not is_worse(first, last)
     if not kept:
         logger.info(  # no warning: the report says so, and nothing is wrong with the result
             "reconstruction left the outputs further from float (%.3g against %.3g): not used", after, before
         )
-    chosen = end if kept else (qparams, {})
-    return Reconstructed(dict(chosen[0]), dict(chosen[1]), results, weighting, before, after, kept)
+    chosen = run.end if kept else (qparams, {})
+    return Reconstructed(dict(chosen[0]), dict(chosen[1]), run.blocks, run.weighting, before, after, kept, compared)
 
 
-def _samples_to_search(
-    model: Model, plan: Plan, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], most: int
-) -> list[int]:
-    """Samples for the search in each block: fewer where its maps are large or its ranges many.
-
-    Every position of a map is an example of what a range does, so a large map needs few samples.
-    """
-    made = {node.name: [tensor.name for tensor in node.outputs] for node in model.graph.nodes}
-    rows = max((shapes[tensor.name][0] for tensor in model.graph.inputs if shapes.get(tensor.name)), default=1)
-    samples = []
-    for block in blocks:
-        names = [name for node in block.nodes for name in made.get(node, ())]
-        elements = sum(math.prod(shapes.get(name, ())) for name in names) // rows
-        ranges = sum(name in plan.activations and name not in plan.tied for name in names)
-        samples.append(min(most, max(LEAST_SAMPLES, SEARCH_ELEMENTS // max(1, elements * ranges))))
-    return samples
+def _reranking(
+    model: Model,
+    blocks: Sequence[Block],
+    loss: LossSpec,
+    judge: Divergence,
+    settings: Reconstruction,
+    cost: SearchCost,
+    split: Split | None,
+) -> Reranking:
+    """How the best candidates are judged: on samples that the search does not see, as far as there are."""
+    index_of = {name: index for index, block in enumerate(blocks) for name in block.nodes}
+    makers = {
+        tensor.name: index_of[node.name]
+        for node in model.graph.nodes
+        if node.name in index_of
+        for tensor in node.outputs
+    }
+    searched = split.batches if split else split_samples(judge.rows, settings.search_samples, 1.0).batches
+    order = (*range(searched, len(judge.rows)), *range(searched)) if split is None else range(searched)
+    return Reranking(loss.heads, makers, judge.wanted, judge.rows, tuple(order), cost.reranked(settings))
 
 
 def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) -> list[np.ndarray]:
@@ -212,22 +261,3 @@ def _blocks(model: Model, shapes: Mapping[str, tuple[int, ...]], structure: Stru
         kind = max(sorted(set(kinds)), key=kinds.count) if kinds else block.kind
         renamed.append(Block(block.name, kind, block.nodes, block.inputs, block.outputs, block.params, block.macs))
     return renamed
-
-
-def _objective(
-    proto: Any,
-    blocks: Sequence[Block],
-    batches: Sequence[Mapping[str, np.ndarray]],
-    shapes: Mapping[str, tuple[int, ...]],
-    loss: LossSpec,
-    metric: Metric,
-    seed: int,
-    threads: int,
-) -> tuple[Objective, str]:
-    if metric != "fisher":
-        return Objective(metric), metric
-    made = {name for node in proto.graph.node for name in node.output}
-    targets = [name for block in blocks for name in block.outputs if name in made and len(shapes.get(name, ())) > 1]
-    weights = fisher_weights(proto, targets, batches, shapes, loss=loss, seed=seed, threads=threads)
-    elementwise = {name: weights.elementwise(name, REGULARIZATION) for name in weights.diagonal}
-    return Objective("fisher", elementwise), f"fisher of {loss.describe()}"

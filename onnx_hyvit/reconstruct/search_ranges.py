@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..numerics import QParams, QuantSpec, qparams_from_range
 
 Measure = Callable[[QParams], float]
+Rerank = Callable[[Sequence[QParams]], int]
 COARSE = (1.25, 0.8, 0.65, 0.5, 0.35)
 FINE = (1.1, 0.92)
 LEAST_GAIN = 1e-3  # a smaller relative gain is noise of the samples
@@ -15,7 +16,17 @@ LEAST_GAIN = 1e-3  # a smaller relative gain is noise of the samples
 
 @dataclass(frozen=True)
 class RangeChoice:
-    """What the search did to one activation; errors are relative to the size of the block's outputs, squared."""
+    """What the search did to one activation; errors are relative to the size of the block's outputs, squared.
+
+    Args:
+        tensor: The activation.
+        before: Its range before.
+        after: Its range now.
+        error_before: The block's error before.
+        error_after: The block's error now.
+        scheme: ``symmetric`` or ``asymmetric``.
+        rank: Place of the choice among the candidates by error; above 0 where the model's outputs decided otherwise.
+    """
 
     tensor: str
     before: tuple[float, float]
@@ -23,6 +34,7 @@ class RangeChoice:
     error_before: float
     error_after: float
     scheme: str
+    rank: int = 0
 
 
 def unchanged(tensor: str, qparams: QParams, error: float) -> RangeChoice:
@@ -44,8 +56,10 @@ def search_range(
     measure: Measure,
     steps: Sequence[Sequence[float]] = (COARSE, FINE),
     try_symmetric: bool = False,
+    rerank: Rerank | None = None,
+    keep: int = 1,
 ) -> tuple[QParams, RangeChoice]:
-    """Improve the range of one activation; the best range found is kept, so the error never grows.
+    """Improve the range of one activation; the best range found is kept, so without ``rerank`` the error never grows.
 
     Both ends of the range are scaled by the factors of each step, the low end first; the factors below 1 of a step are
     tried in order until one does not help.
@@ -57,6 +71,8 @@ def search_range(
         measure: Error with a given scale instead.
         steps: Factors, coarse to fine.
         try_symmetric: Also try the symmetric scheme (zero point in the middle) before the ends are moved.
+        rerank: Chooses among the best candidates, the one of least error first; gives its place.
+        keep: How many candidates it gets.
 
     Returns:
         The scale found, and what was done.
@@ -66,8 +82,10 @@ def search_range(
         search.try_symmetric()
     for factors in steps:
         search.step(factors)
-    found = search.best
-    return found, RangeChoice(tensor, range_of(start), range_of(found), error, search.error, scheme_of(found))
+    ranked = search.ranked(keep)
+    rank = rerank([candidate for candidate, _ in ranked]) if rerank is not None and len(ranked) > 1 else 0
+    found, after = ranked[rank]
+    return found, RangeChoice(tensor, range_of(start), range_of(found), error, after, scheme_of(found), rank)
 
 
 def scheme_of(qparams: QParams) -> str:
@@ -77,6 +95,10 @@ def scheme_of(qparams: QParams) -> str:
     return "symmetric" if int(qparams.zero_point) == middle else "asymmetric"
 
 
+def _codes(qparams: QParams) -> tuple[float, int]:
+    return float(qparams.scale), int(qparams.zero_point)
+
+
 class _Search:
     """State of the search for one tensor."""
 
@@ -84,7 +106,13 @@ class _Search:
         self.best = start
         self.error = error
         self._measure = measure
+        self._seen = {_codes(start): (start, error)}
         self.low, self.high = range_of(start)
+
+    def ranked(self, most: int) -> list[tuple[QParams, float]]:
+        """The best candidate, then the others tried by their error: ``most`` in all."""
+        others = (entry for key, entry in self._seen.items() if key != _codes(self.best))
+        return [(self.best, self.error), *sorted(others, key=lambda entry: entry[1])][:most]
 
     def step(self, factors: Sequence[float]) -> None:
         """Scale the low end, then the high end, by each factor that helps."""
@@ -114,10 +142,10 @@ class _Search:
         return self._accept(qparams_from_range(low, high, self.best.spec))
 
     def _accept(self, candidate: QParams) -> bool:
-        same = candidate.scale == self.best.scale and candidate.zero_point == self.best.zero_point
-        if same:
+        if _codes(candidate) == _codes(self.best):
             return False
         error = self._measure(candidate)
+        self._seen[_codes(candidate)] = (candidate, error)
         if error < self.error * (1.0 - LEAST_GAIN):
             self.best, self.error = candidate, error
             return True

@@ -21,6 +21,7 @@ from ..tasks import Lost, Workers, run_tasks, threads_each
 from .block import Arrays, BlockResult, BlockTask, block_or_error, reconstruct_block
 from .layers import Layer, parameters_of
 from .objective import Objective
+from .rerank import Reranking, Suffix, cut_suffix
 from .trial import TrialModel, cut_region, make_trial
 
 Load = Callable[[int], BlockResult | None]
@@ -40,6 +41,7 @@ class Sweep:
         objective: Objective,
         threads: int,
         reference: onnx.ModelProto | None = None,
+        reranking: Reranking | None = None,
     ) -> None:
         """Prepare a sweep.
 
@@ -53,6 +55,7 @@ class Sweep:
             objective: How errors count.
             threads: Threads of the sessions.
             reference: Float model whose tensors are the aim; ``model`` itself when None.
+            reranking: How candidates are judged by the model's outputs; None leaves it to the error of their block.
         """
         self.trial: TrialModel = make_trial(model, plan, parameters_of(list(layers)))
         self.qparams = dict(qparams)
@@ -66,6 +69,7 @@ class Sweep:
         self._rows = tuple(_rows(batch) for batch in batches)
         self._settings, self._objective, self._threads = settings, objective, threads
         self._searched: set[str] = set(plan.fixed)
+        self._reranking, self._last = reranking, dict[str, int]()
 
     def run(
         self,
@@ -83,6 +87,7 @@ class Sweep:
             workers: Who reconstructs independent blocks, None for this process.
         """
         samples = samples or [self._settings.search_samples] * len(blocks)
+        self._last = _last_readers(blocks)
         sweep = self._in_turn(blocks, load, samples)
         if not self._settings.sequential:
             sweep = self._independent(blocks, load, samples, workers)
@@ -93,7 +98,6 @@ class Sweep:
 
     def _in_turn(self, blocks: Sequence[Block], load: Load, samples: Sequence[int]) -> Iterator[BlockResult]:
         """Blocks that read what the quantized ones before them give."""
-        last = _last_readers(blocks)
         for index, block in enumerate(blocks):
             task = self._task(index, block, samples[index], self.qparams, self.parameters)
             trial = task.region.open(self._threads)
@@ -104,7 +108,7 @@ class Sweep:
             for batch in self._found:
                 batch |= trial.run(batch, given, block.outputs)
             self._advance(block, task)
-            _forget((self._exact, self._found), last, index)
+            _forget((self._exact, self._found), self._last, index)
 
     def _independent(
         self, blocks: Sequence[Block], load: Load, samples: Sequence[int], workers: Workers | None
@@ -114,14 +118,13 @@ class Sweep:
         start, known = (dict(self.qparams), dict(self.parameters)), dict[int, BlockResult]()
 
         def tasks() -> Iterator[BlockTask]:
-            last = _last_readers(blocks)
             for index, block in enumerate(blocks):
                 task = self._task(index, block, samples[index], *start, threads)
                 if task.measured and self._settings.search:
                     self._searched.update(task.pairs)
                 self._advance(block, task)
                 self._found = self._exact
-                _forget((self._exact,), last, index)
+                _forget((self._exact,), self._last, index)
                 if (result := load(index)) is None:
                     yield task
                 else:
@@ -151,7 +154,8 @@ class Sweep:
         wanted = self._float_tensors(block, [layer.activation for layer in layers])
         reads = {layer.node: self._reads[layer.node] for layer in layers}
         inner = [name for name in reads.values() if name not in block.inputs]
-        region = cut_region(self.trial.proto, block.inputs, leaving, inner)
+        suffix = self._suffix(index, block)
+        region = cut_region(self.trial.proto, block.inputs, leaving, [*inner, *(suffix.inner if suffix else ())])
         measured = tuple(name for name in leaving if wanted[0][name].dtype.kind == "f" and wanted[0][name].size > 1)
         pairs = {
             name: pair
@@ -179,7 +183,15 @@ class Sweep:
             settings=self._settings,
             samples=samples,
             threads=threads or self._threads,
+            suffix=suffix,
         )
+
+    def _suffix(self, index: int, block: Block) -> Suffix | None:
+        """What is behind a block, where its candidates are judged by the model's outputs."""
+        if self._reranking is None or not self._settings.search:
+            return None
+        alive = [name for name in dict.fromkeys((*self._found[0], *block.outputs)) if self._last.get(name, -1) > index]
+        return cut_suffix(self._float, self._reranking, index, alive, self._found)
 
     def _float_tensors(self, block: Block, activations: Sequence[str]) -> list[Arrays]:
         """Float values of what leaves a block and of what its layers read, for each batch."""
