@@ -35,7 +35,7 @@ from .placement import Plan
 from .planning import Decision, decide
 from .precision import NARROW_BITS
 from .processor import find_target
-from .recipes import Recipe, find_recipe
+from .recipes import Recipe, Reconstruction, find_recipe, with_weighting
 from .reconstruct import (
     BlockCache,
     Granularity,
@@ -153,7 +153,7 @@ def _quantize(
 ) -> QuantResult:
     started = time.perf_counter()
     asked, config = config, config.replace(target=os.fspath(find_target(config.target)))
-    recipe, target = find_recipe(config.recipe), adapted_target(config)
+    recipe, target = with_weighting(find_recipe(config.recipe), config.weighting), adapted_target(config)
     check_storage(target, config)
     truth = read_labels(labels, config)
     if output is not None:
@@ -261,7 +261,7 @@ def _scale(
     def cache_for(plan: Plan) -> BlockCache | None:
         if not (recipe.reconstruction and config.cache):
             return None
-        caches.append(_block_cache(prepared.model, plan, source, config))
+        caches.append(_block_cache(prepared.model, plan, source, recipe.reconstruction, config))
         return caches[-1]
 
     def with_more(more: Mapping[str, str]) -> Decision:
@@ -321,10 +321,13 @@ def _decided_again(decision: Decision, decide_with: Decide) -> Decision:
     return replace(again, plan=plan, narrow=decision.narrow)
 
 
-def _block_cache(model: Model, plan: Plan, source: calib.Source, config: QuantConfig) -> BlockCache:
+def _block_cache(
+    model: Model, plan: Plan, source: calib.Source, reconstruction: Reconstruction, config: QuantConfig
+) -> BlockCache:
     """Where the blocks of this run are kept: the model, the plan, the data and the settings decide."""
     settings = {key: value for key, value in config.to_dict().items() if key not in ("cache", "verify")}
     settings["target"] = asdict(adapted_target(config))
+    settings["reconstruction"] = asdict(reconstruction)  # a recipe's name does not say what is in it
     settings["int8"] = list(plan.int8_nodes)
     settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)

@@ -91,6 +91,10 @@ def quantize(
         str | None,
         typer.Option(help="auto, exact or sigmoid: where GELU becomes x sigmoid(c x), which is faster in int8."),
     ] = None,
+    weighting: Annotated[
+        str | None,
+        typer.Option(help="Errors in reconstruction: mse, fisher or auto (tries both); default: the recipe's."),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of kernels (tools/profile_kernels.py).")] = None,
     verify_speed: Annotated[
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
@@ -133,6 +137,7 @@ def quantize(
         "cache": cache,
         "objective": objective,
         "gelu": gelu,
+        "weighting": weighting,
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
         "max_drop": max_drop,

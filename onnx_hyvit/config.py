@@ -17,6 +17,7 @@ from .errors import ConfigError
 RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
 GELUS = ("auto", "exact", "sigmoid")
+WEIGHTINGS = ("mse", "fisher", "auto")
 MODES = ("partial", "full")
 AUTO_TARGET = "auto"
 OPSETS = range(17, 24)
@@ -98,6 +99,9 @@ class QuantConfig:
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
             until it holds. Text such as ``0.5%`` is the largest loss of top-1 on labelled calibration samples instead.
             None sets no limit.
+        weighting: How block reconstruction weights errors: ``mse``, ``fisher``, or ``auto``, which tries both and keeps
+            what leaves the outputs closer to float on samples held out from the search, at about twice the time; None
+            leaves it to the recipe.
         pack_int4: Store weights of 4 bits or fewer as ONNX INT4, two in a byte, instead of in 8-bit containers; raises
             ``opset`` to 21. ONNX Runtime's CPU runs such layers in float.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
@@ -128,12 +132,15 @@ class QuantConfig:
     verify_speed: bool = False
     max_drop: float | str | None = None
     pack_int4: bool = False
+    weighting: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("gelu", self.gelu, GELUS)
         _one_of("mode", self.mode, MODES)
+        if self.weighting is not None:
+            _one_of("weighting", self.weighting, WEIGHTINGS)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:

@@ -258,6 +258,10 @@ def _reconstruction(out: Console, found: dict[str, Any] | None) -> None:
         f"  reconstructed {len(found['blocks'])} blocks ({escape(found['weighting'])}): divergence at the outputs "
         f"{found['divergence_before']:.2g} -> {found['divergence_after']:.2g}{used}"
     )
+    if compared := found.get("compared"):
+        where = "samples held out" if compared["held_out"] else "samples, too few to hold some out"
+        each = ", ".join(f"{name} {value:.3g}" for name, value in compared["divergence"].items())
+        out.print(f"  weightings compared by the divergence on {compared['samples']} {where}: {each}")
     table = Table(title="Blocks with the largest error left", title_justify="left")
     table.add_column("block", overflow="fold")
     for column in ("kind", "before", "after", "ranges moved", "layers rounded by"):

@@ -20,7 +20,7 @@ from .config import QuantConfig
 from .errors import CalibrationError, ConfigError, HyvitError, OutputError
 from .graph.io import write_bytes
 from .processor import find_target
-from .recipes import RECIPES, Recipe, find_recipe
+from .recipes import RECIPES, Recipe, find_recipe, with_weighting
 from .runtime import Progress
 from .tasks import Lost, Workers, check_jobs, local_processes, run_tasks, threads_each
 
@@ -131,6 +131,7 @@ def quantize_many(
     check_jobs(jobs)
     _check_data(calibration)
     recipe = find_recipe(config.recipe)
+    with_weighting(recipe, config.weighting)  # refused once, not for every model
     _check_paths(paths, Path(folder))
     here = executor is None and (jobs == 1 or len(paths) == 1)
     level = logging.getLogger(__name__).getEffectiveLevel()

@@ -175,6 +175,11 @@ class TestBadInput:
     def test_already_quantized(self, quantize, quantized: tuple[Path, dict]) -> None:
         assert_one_line_error(quantize(quantized[0]), "already quantized")
 
+    def test_a_weighting_without_a_reconstruction(self, quantize, tiny_model: Path, tiny_data: Path) -> None:
+        found = quantize(tiny_model, tiny_data, "--recipe", "minmax", "--weighting", "auto")
+        assert_one_line_error(found, "minmax", "reconstructs no blocks", "q-hyvit")
+        assert_one_line_error(quantize(tiny_model, tiny_data, "--weighting", "best"), "best", "mse, fisher, auto")
+
     def test_nothing_to_quantize(self, quantize, tmp_path: Path) -> None:
         text = '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }'
         onnx.save(onnx.parser.parse_model(text), tmp_path / "relu.onnx")

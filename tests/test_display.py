@@ -26,6 +26,16 @@ def test_it_says_whether_a_reconstruction_is_used(before: float, after: float, k
     assert line.endswith(words)
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_it_says_how_weightings_compared(held_out: bool) -> None:
+    text = io.StringIO()
+    found = {"weighting": "mse", "blocks": [], "divergence_before": 0.2, "divergence_after": 0.1, "kept": True}
+    found["compared"] = {"samples": 32, "held_out": held_out, "divergence": {"mse": 0.01234, "fisher": 0.02}}
+    display._reconstruction(Console(file=text, width=200), found)
+    where = "32 samples held out" if held_out else "32 samples, too few to hold some out"
+    assert f"on {where}: mse 0.0123, fisher 0.02" in text.getvalue()
+
+
 def test_it_says_what_became_of_the_gelus() -> None:
     text = io.StringIO()
     entries = [{"replaced": True}, {"replaced": False}]

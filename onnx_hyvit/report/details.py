@@ -123,7 +123,7 @@ def _reconstruction_note(results: Results) -> Markup | None:
         lines.append(f"Divergence at the outputs {plain(before)} before, {plain(after)} after.")
     if found.get("kept") is False:
         lines.append("Not used: it took the outputs further from the float ones.")
-    lines += [f"{key}: {plain(value)}." for key, value in found.items() if key not in _TOLD]
+    lines += [f"{key}: {plain(value)}." for key, value in found.items() if key not in _TOLD and value is not None]
     rows = [
         [
             code(text(entry.get("name"), "?")),

@@ -248,6 +248,8 @@ class TestBadInput:
     def test_no_model_and_no_jobs(self, models: list[Path], tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no model was given"):
             quantize_many([], tmp_path, calibration=IMAGES)
+        with pytest.raises(ConfigError, match="reconstructs no blocks"):
+            quantize_many(models, tmp_path, calibration=IMAGES, config=CONFIG.replace(weighting="mse"))
         with pytest.raises(ConfigError, match="jobs must be"):
             quantize_many(models, tmp_path, calibration=IMAGES, jobs=0)
 
