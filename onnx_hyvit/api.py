@@ -249,6 +249,7 @@ def _scale(
             decision.plan,
             source,
             rule=recipe.gain_rule,
+            folds=recipe.folds,
             threads=config.threads,
             max_memory=half,
             progress=progress,

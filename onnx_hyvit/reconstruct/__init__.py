@@ -1,10 +1,11 @@
 """Choose what makes the int8 model close to the float one: granularity of activations, then block reconstruction."""
 
 from .cache import BlockCache, default_cache_folder, run_key
+from .channel_stats import ChannelStats
 from .divergence import Divergence
 from .engine import Reconstructed, reconstruct
 from .gain_sites import GainSite, find_gain_sites
-from .gains import ChannelStats, apply_gains, choose_gains
+from .gains import apply_gains, choose_gains
 from .granularity import Granularity, choose_granularity
 from .layers import find_layers, give_biases
 

@@ -18,56 +18,13 @@ import onnx_graphsurgeon as gs
 from ..graph import Model
 from ..graph.edit import add_node, constant_of, new_constant, new_variable, producer_of
 from ..graph.linear import scale_outputs, weight_of
+from .channel_stats import ChannelStats
 from .gain_sites import GainSite, constant_operand
 
 LIMIT = 1e-3
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 BALANCES = (0.0, 0.25, 0.5)
 WORTH = {"affine": 0.95, "mul": 0.1}
-
-
-@dataclass(frozen=True)
-class ChannelStats:
-    """What is known of an activation's channels: float64 [C] each.
-
-    Args:
-        low: Smallest value, at most 0.
-        high: Largest value, at least 0.
-        power: Mean square.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    power: np.ndarray
-
-
-class ChannelObserver:
-    """Streams the statistics of one tensor's channels; memory [C]."""
-
-    def __init__(self, axis: int) -> None:
-        self.axis: int | None = axis
-        self._axis = axis
-        self.count = 0
-        self._low: np.ndarray | None = None
-        self._high: np.ndarray | None = None
-        self._power: np.ndarray | None = None
-
-    def update(self, values: np.ndarray) -> None:
-        """Take in a batch of the tensor, any shape with the channels on ``axis``."""
-        rows = np.moveaxis(values, self._axis, 0).reshape(values.shape[self._axis], -1)
-        low, high = rows.min(1).astype(np.float64), rows.max(1).astype(np.float64)
-        power = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-        if self._low is None or self._high is None or self._power is None:
-            self._low, self._high, self._power = low, high, power
-        else:
-            self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
-            self._power = self._power + power
-        self.count += rows.shape[1]
-
-    def stats(self) -> ChannelStats:
-        """Statistics over all batches seen; at least one."""
-        assert self._low is not None and self._high is not None and self._power is not None
-        return ChannelStats(np.minimum(self._low, 0), np.maximum(self._high, 0), self._power / self.count)
 
 
 def choose_gains(
@@ -212,7 +169,7 @@ def apply_gains(model: Model, sites: Sequence[GainSite], gains: Mapping[str, np.
             inserted.append(_multiply(graph, tensor, gain, site.axis, list(tensor.outputs)))
             continue
         for node in weighted:
-            _scale_inputs(graph, node, gain)
+            scale_inputs(graph, node, gain)
         if site.fold == "affine":
             divide(graph, tensor, gain, site.axis)
         else:
@@ -221,7 +178,8 @@ def apply_gains(model: Model, sites: Sequence[GainSite], gains: Mapping[str, np.
     return tuple(inserted)
 
 
-def _scale_inputs(graph: gs.Graph, node: gs.Node, gain: np.ndarray) -> None:
+def scale_inputs(graph: gs.Graph, node: gs.Node, gain: np.ndarray) -> None:
+    """Multiply the weights of each input channel by ``gain`` (float64 [C])."""
     weight = weight_of(node)
     assert weight is not None, node.name
     wide = weight.astype(np.float64)

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ..calibration import Source
 from ..graph import Model, model_to_proto
+from ..graph.linear import channel_axis
 from ..placement import Plan
-from ..recipes import GainRule
+from ..recipes import FOLDS, Fold, GainRule
 from ..runtime import Progress, collect
 from ..runtime.collect import MAX_MEMORY
+from .channel_stats import ChannelMoments, ChannelObserver, ChannelStats
+from .fold_sites import FoldSite, find_fold_sites
+from .folds import RoundedValues, apply_fold, apply_logit_fold, choose_fold, choose_logit_fold
 from .gain_sites import GainSite, find_gain_sites
-from .gains import ChannelObserver, ChannelStats, apply_gains, choose_gains
+from .gains import apply_gains, choose_gains
+from .logit_sites import LogitSite, find_logit_sites
 from .norm_sites import find_norm_sites, norm_gain, shift_norms
 from .smooth_sites import find_smooth_sites, smooth_gain
 
 _FINDERS = {"search": find_gain_sites, "layer-norm": find_norm_sites, "smooth": find_smooth_sites}
+_FOLDS = {"norm": "affine", "rows": "weights", "values": "attention"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An activation that has a scale per channel now.
+
+    Args:
+        tensor: Its name.
+        side: Where the gain is hidden: ``consumer``, ``producer`` or ``both`` sides.
+        fold: What takes it: ``affine``, ``mul`` (a node of its own), ``weights`` or, in attentions, ``attention`` (the
+            values) and ``logits`` (queries and keys).
+        shift: Whether channels are shifted, too.
+    """
+
+    tensor: str
+    side: str
+    fold: str
+    shift: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,22 +51,30 @@ class Granularity:
     """What was chosen.
 
     Args:
-        sites: Activations that could have a scale per channel.
+        sites: Number of activations that could have a scale per channel.
         chosen: Those that have one now.
         added: Names of the Mul nodes that this cost, and of nodes that leave int8 for them; they must stay float.
     """
 
-    sites: tuple[GainSite, ...]
-    chosen: tuple[GainSite, ...]
+    sites: int
+    chosen: tuple[Choice, ...]
     added: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for the report."""
         return {
-            "sites": len(self.sites),
-            "per_channel": [{"tensor": site.tensor, "side": site.side, "fold": site.fold} for site in self.chosen],
+            "sites": self.sites,
+            "per_channel": [asdict(choice) for choice in self.chosen],
             "added_nodes": len(self.added),
         }
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """Steps in the codes of activations, and the largest code of weights."""
+
+    levels: int
+    weight_max: int
 
 
 def choose_granularity(
@@ -50,6 +83,7 @@ def choose_granularity(
     source: Source,
     *,
     rule: GainRule = "search",
+    folds: Collection[Fold] = FOLDS,
     threads: int = 2,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -62,29 +96,52 @@ def choose_granularity(
         plan: Where Q/DQ pairs would go.
         source: Calibration data.
         rule: Which sites, and how their gains are chosen; see ``recipes.Recipe``.
+        folds: What the rule ``search`` tries besides; see ``recipes.Recipe``.
         threads: Threads of ONNX Runtime.
         max_memory: Bytes of activations held at a time; None is the default of ``collect``.
         progress: Called as ``progress(done, total, text)``.
 
     Returns:
-        The sites, the choice, and the nodes that it added.
+        The number of sites, the choice, and the nodes that it added.
     """
-    sites = _FINDERS[rule](model, plan)
-    if not sites:
-        return Granularity((), (), ())
+    fold_sites = find_fold_sites(model, plan, folds) if rule == "search" else []
+    logit_sites = find_logit_sites(model, plan, "shift" in folds) if rule == "search" and "logits" in folds else []
+    covered = {name for site in fold_sites for name in site.carriers}
+    sites = [site for site in _FINDERS[rule](model, plan) if site.tensor not in covered]
+    axes = {site.tensor: site.axis for site in sites}
+    for site in fold_sites:
+        axes[site.tensor] = site.axis
+        if site.kind == "values":
+            maker = _node(model, site.maker)
+            axes[maker.outputs[0].name] = channel_axis(maker)
+    for logits in logit_sites:
+        axes |= {operand.tensor: operand.axis for operand in (logits.query, logits.key)}
+    if not axes:
+        return Granularity(0, (), ())
     observers = collect(
         model_to_proto(model),
-        [site.tensor for site in sites],
+        list(axes),
         source,
-        {site.tensor: ChannelObserver(site.axis) for site in sites},
+        {tensor: ChannelObserver(axis) for tensor, axis in axes.items()},
         progress,
         threads=threads,
         max_memory=max_memory or MAX_MEMORY,
     )
     bits = {spec.bits for spec in plan.activations.values()}
     weight_bits = {spec.bits for spec in plan.weights.values()}
-    levels, weight_max = 2 ** min(bits) - 1, 2 ** (min(weight_bits) - 1) - 1
-    stats = {name: observer.stats() for name, observer in observers.items()}
+    widths = _Widths(2 ** min(bits) - 1, 2 ** (min(weight_bits) - 1) - 1)
+    moments = {name: observer.moments() for name, observer in observers.items()}
+    folded = _fold(model, plan, fold_sites, logit_sites, moments, widths)
+    gains, added = _gain(model, rule, sites, {name: each.shifted() for name, each in moments.items()}, widths)
+    chosen = [Choice(site.tensor, site.side, site.fold) for site in sites if site.tensor in gains]
+    return Granularity(len(sites) + len(fold_sites) + len(logit_sites), (*chosen, *folded), added)
+
+
+def _gain(
+    model: Model, rule: GainRule, sites: Sequence[GainSite], stats: Mapping[str, ChannelStats], widths: _Widths
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Choose and write the gains between neighbours; returns them and the nodes that must stay float."""
+    levels, weight_max = widths.levels, widths.weight_max
     if rule == "layer-norm":
         found = {site.tensor: norm_gain(stats[site.tensor], levels) for site in sites}
         shift_norms(model, sites, {name: shift for name, (_, shift) in found.items()})
@@ -94,8 +151,69 @@ def choose_granularity(
     else:
         gains = choose_gains(model, sites, stats, levels=levels, weight_max=weight_max)
     makers = _makers(model, gains) if rule == "smooth" else ()
-    added = (*apply_gains(model, sites, gains), *makers)
-    return Granularity(tuple(sites), tuple(site for site in sites if site.tensor in gains), added)
+    return gains, (*apply_gains(model, sites, gains), *makers)
+
+
+def _fold(
+    model: Model,
+    plan: Plan,
+    sites: Sequence[FoldSite],
+    logit_sites: Sequence[LogitSite],
+    moments: dict[str, ChannelMoments],
+    widths: _Widths,
+) -> list[Choice]:
+    """Choose all folds on the weights as they are, then write them."""
+    logits = []
+    for pair in logit_sites:
+        found = choose_logit_fold(pair, moments[pair.query.tensor], moments[pair.key.tensor])
+        if found is not None:
+            logits.append((pair, *found))
+            moments |= _after_logits(pair, *found, moments)
+    folds = []
+    for site in sites:
+        values = _rounded_values(model, plan, site, moments)
+        fold = choose_fold(model, site, moments[site.tensor], widths.levels, widths.weight_max, values)
+        if fold is not None:
+            folds.append((site, fold))
+    for pair, gain, shift in logits:
+        apply_logit_fold(model, pair, gain, shift)
+    for site, fold in folds:
+        apply_fold(model, site, fold)
+    chosen = [Choice(site.tensor, "both", _FOLDS[site.kind], fold.shifts) for site, fold in folds]
+    return chosen + [Choice(pair.key.tensor, "both", "logits", bool(shift.any())) for pair, _, shift in logits]
+
+
+def _after_logits(
+    site: LogitSite, gain: np.ndarray, shift: np.ndarray, moments: Mapping[str, ChannelMoments]
+) -> dict[str, ChannelMoments]:
+    """Moments of the tensors of queries and keys with the fold."""
+    after: dict[str, ChannelMoments] = {}
+    for operand, factor, moved in ((site.query, 1 / gain, np.zeros_like(shift)), (site.key, gain, shift)):
+        rows = np.array(operand.rows)
+        scale = np.where(rows >= 0, factor[rows], 1.0)
+        before = after.get(operand.tensor, moments[operand.tensor])
+        after[operand.tensor] = before.mapped(scale, moved if operand is site.key else np.zeros(len(rows)))
+    return after
+
+
+def _rounded_values(
+    model: Model, plan: Plan, site: FoldSite, moments: Mapping[str, ChannelMoments]
+) -> RoundedValues | None:
+    """What is known of an attention's values, where they are rounded before its product."""
+    tensor = _node(model, site.maker).outputs[0].name
+    if site.kind != "values" or tensor not in plan.activations:
+        return None
+    rows, all_rows = np.array(site.rows), moments[tensor]
+    mine, others = all_rows.grouped(rows, site.groups), rows < 0
+    stats = all_rows.shifted()
+    rest = float(stats.high[others].max() - stats.low[others].min()) if others.any() else 0.0
+    result = moments[site.tensor]
+    kept = (result.power - np.square(result.mean)).sum() / max((mine.power - np.square(mine.mean)).sum(), 1e-12)
+    return RoundedValues(mine, rest, float(min(kept, 1.0)))
+
+
+def _node(model: Model, name: str) -> gs.Node:
+    return next(node for node in model.graph.nodes if node.name == name)
 
 
 def _smooth_gains(

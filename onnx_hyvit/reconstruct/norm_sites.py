@@ -4,23 +4,25 @@ Channel c of a LayerNormalization's output has scale ``s_c`` and zero point ``z_
 ``r1 = s_c / s`` and ``r2 = z_c - z``, the affine becomes ``gamma / r1`` and ``(beta + s_c r2) / r1``, and the layers
 behind take ``W r1`` and ``b - W (s_c r2)``. The float model computes the same; all channels fill one range.
 
-Unlike ``gain_sites``, this passes through a Reshape or Flatten between the two that keeps the channels last. The mean
-zero point is rounded, for ONNX has whole ones.
+Unlike ``gain_sites``, this passes through nodes between the two that move channels, if they end on the last axis. The
+mean zero point is rounded, for ONNX has whole ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph import Model
-from ..graph.edit import constant_of, dim_of, is_graph_output, new_constant, rank_of
+from ..graph.channel_spread import along_axis, axis_labels, spread_channels
+from ..graph.edit import constant_of, names_used_by_subgraphs, new_constant
 from ..graph.linear import bias_of, foldable, output_channels, set_bias, weight_of
 from ..placement import Plan
+from .channel_stats import ChannelStats
 from .gain_sites import GainSite, takes_division
-from .gains import LIMIT, ChannelStats
+from .gains import LIMIT
 
 
 def find_norm_sites(model: Model, plan: Plan) -> list[GainSite]:
@@ -30,11 +32,12 @@ def find_norm_sites(model: Model, plan: Plan) -> list[GainSite]:
         model: Float model that the plan was made for.
         plan: The plan.
     """
+    int8, outer = set(plan.int8_nodes), names_used_by_subgraphs(model.graph)
     sites = []
     for node in model.graph.nodes:
         if node.op != "LayerNormalization" or len(node.inputs) < 2 or len(node.outputs) != 1:
             continue
-        readers = _linear_readers(model.graph, node.outputs[0], set(plan.int8_nodes))
+        readers = _linear_readers(model, node.outputs[0], int8, outer)
         scale = constant_of(node.inputs[1])
         if readers and scale is not None and takes_division(model.graph, node.outputs[0], -1, ()):
             names = tuple(reader.name for reader in readers)
@@ -42,31 +45,21 @@ def find_norm_sites(model: Model, plan: Plan) -> list[GainSite]:
     return sites
 
 
-def _linear_readers(graph: gs.Graph, tensor: gs.Tensor, int8: set[str]) -> list[gs.Node] | None:
-    """The layers that read ``tensor`` along its last axis; None when anything else does."""
-    found: list[gs.Node] = []
-    if is_graph_output(graph, tensor):
+def _linear_readers(
+    model: Model, tensor: gs.Tensor, int8: Collection[str], outer: Collection[str]
+) -> list[gs.Node] | None:
+    """The layers that read ``tensor`` along its last axis, behind nodes that move it; None when anything else does."""
+    labels = axis_labels(tensor, -1)
+    spread = None if labels is None else spread_channels(model.graph, tensor, labels, model.opset, outer=outer)
+    if labels is None or spread is None:
         return None
-    for node in tensor.outputs:
-        if node.op in ("Reshape", "Flatten") and _keeps_last(node):
-            behind = _linear_readers(graph, node.outputs[0], int8)
-            if behind is None:
-                return None
-            found += behind
-        elif node.op in ("Gemm", "MatMul") and node.name in int8 and node.inputs[0] is tensor and foldable(node):
-            found.append(node)
-        else:
+    for reader in spread.readers:
+        node, channels = reader.node, along_axis(reader.labels, -1)
+        if node.op not in ("Gemm", "MatMul") or node.name not in int8 or reader.index or not foldable(node):
             return None
-    return found
-
-
-def _keeps_last(node: gs.Node) -> bool:
-    source, result = node.inputs[0], node.outputs[0]
-    ranks = rank_of(source), rank_of(result)
-    if None in ranks:
-        return False
-    before, after = (dim_of(tensor, (rank or 1) - 1) for tensor, rank in zip((source, result), ranks, strict=True))
-    return before is not None and before == after
+        if channels is None or not np.array_equal(channels, np.arange(labels.shape[-1])):
+            return None
+    return [reader.node for reader in spread.readers]
 
 
 def norm_gain(stats: ChannelStats, levels: int) -> tuple[np.ndarray, np.ndarray]:

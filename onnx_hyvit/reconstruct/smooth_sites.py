@@ -20,8 +20,9 @@ from ..graph import Model
 from ..graph.edit import is_graph_output, producer_of
 from ..graph.linear import foldable, output_channels, weight_of
 from ..placement import Plan
+from .channel_stats import ChannelStats
 from .gain_sites import GainSite
-from .gains import ChannelStats, expected_error, input_reach, normalised
+from .gains import expected_error, input_reach, normalised
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 _MAKERS = frozenset({"Add", "Mul"})

@@ -7,7 +7,8 @@ import pytest
 from qdq_graphs import feeds_of, parse, plan_of, run, values_of, weight
 
 from onnx_hyvit.graph import Model, model_to_proto
-from onnx_hyvit.reconstruct.gains import ChannelObserver, ChannelStats, apply_gains
+from onnx_hyvit.reconstruct.channel_stats import ChannelObserver, ChannelStats
+from onnx_hyvit.reconstruct.gains import apply_gains
 from onnx_hyvit.reconstruct.norm_sites import find_norm_sites, norm_gain, shift_norms
 from onnx_hyvit.reconstruct.smooth_sites import find_smooth_sites, smooth_gain
 

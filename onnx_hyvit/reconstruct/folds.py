@@ -1,0 +1,280 @@
+"""Choose the gains and shifts of ``fold_sites`` and ``logit_sites`` by their expected error, and write them.
+
+All are free of nodes, and exact in float: calibration and insertion go on as before. The error model is that of
+``gains``: rounding with one step for the whole tensor, which is set by its widest channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph import Model
+from ..graph.edit import constant_of, new_constant
+from ..graph.linear import bias_of, output_channels, scale_outputs, set_bias, weight_of
+from .channel_stats import ChannelMoments, ChannelStats
+from .fold_sites import FoldSite
+from .gains import LIMIT, WORTH, expected_error, scale_inputs
+from .logit_sites import LogitSite, Operand
+
+EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+BALANCES = (0.0, 0.25, 0.5)
+LOGIT_EXPONENTS = ((0.25, 0.25), (0.5, 0.5), (0.5, 0.0), (0.0, 0.5), (1.0, 0.0), (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class ChannelFold:
+    """What is rounded of each group of channels: ``(x - shift) / gain``; float64 [groups] each."""
+
+    gain: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def shifts(self) -> bool:
+        """Whether any channel is shifted."""
+        return bool(self.shift.any())
+
+
+@dataclass(frozen=True)
+class RoundedValues:
+    """Values of an attention that are rounded before the product, too.
+
+    Args:
+        moments: Of the value projection's channels, by group.
+        rest: Width of the range of the other rows that share their scale; 0 when there are none.
+        kept: Share of the values' power that averaging over tokens leaves: that of their noise, too.
+    """
+
+    moments: ChannelMoments
+    rest: float
+    kept: float
+
+    def width(self, gain: np.ndarray, shift: np.ndarray) -> float:
+        """Width of the range that the values need."""
+        stats = self.moments.shifted(shift)
+        return float((stats.high / gain).max() - (stats.low / gain).min())
+
+    def filled(self, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """The gain times the one number that gives values and other rows one range: free, for all that follows."""
+        width = self.width(gain, shift)
+        return gain * width / self.rest if self.rest > 0 and width > 0 else gain
+
+    def error(self, gain: np.ndarray, shift: np.ndarray, strength: np.ndarray, levels: int) -> float:
+        """Expected squared error that the rounding of values leaves at the outputs of the layers."""
+        step = max(self.width(gain, shift), self.rest) / levels
+        return float(np.square(step * gain) / 12 @ strength) * self.kept
+
+
+def choose_fold(
+    model: Model,
+    site: FoldSite,
+    moments: ChannelMoments,
+    levels: int,
+    weight_max: int,
+    values: RoundedValues | None = None,
+) -> ChannelFold | None:
+    """The fold of least expected error at the outputs of the layers; None when it is not 5 % less than without.
+
+    Args:
+        model: Float model.
+        site: A site of it.
+        moments: Those of the site's tensor, [C].
+        levels: Steps in the activation's codes, ``2**bits - 1``.
+        weight_max: Largest weight code, ``2**(bits-1) - 1``.
+        values: The values, where they are rounded before an attention's product.
+    """
+    layers = _layers_of(model, site)
+    grouped = moments.grouped(layers[0][1], site.groups)
+    none = np.zeros(site.groups)
+    strength = _strength(layers, site.groups)
+
+    def error_of(stats: ChannelStats, gain: np.ndarray, shift: np.ndarray) -> float:
+        error = _error(layers, stats, gain, levels, weight_max)
+        return error + (values.error(gain, shift, strength, levels) if values else 0.0)
+
+    best, least = None, WORTH["affine"] * error_of(grouped.shifted(), np.ones(site.groups), none)
+    for shift in [none, (grouped.low + grouped.high) / 2] if site.shift else [none]:
+        stats = grouped.shifted(shift)
+        reach = np.maximum(stats.high, -stats.low)
+        candidates = [np.ones(site.groups)]
+        for exponent in EXPONENTS:
+            weights = [np.maximum(np.sqrt(strength), 1e-12) ** balance for balance in BALANCES]
+            candidates += [(reach / weight) ** exponent for weight in weights]
+        for gain in map(centred, candidates):
+            gain = values.filled(gain, shift) if values else gain
+            error = error_of(stats, gain, shift)
+            if error < least:
+                best, least = ChannelFold(gain, shift), error
+    return best
+
+
+def centred(gain: np.ndarray) -> np.ndarray:
+    """Gains around 1 (their geometric mean), dead channels 1, so that folded weights and biases stay in range."""
+    alive = gain > 0
+    if not alive.any():
+        return np.ones_like(gain)
+    mean = np.exp(np.log(gain[alive]).mean())
+    return np.clip(np.where(alive, gain / mean, 1.0), LIMIT, 1 / LIMIT)
+
+
+Layers = Sequence[tuple[gs.Node, np.ndarray]]
+
+
+def _layers_of(model: Model, site: FoldSite) -> Layers:
+    nodes = {node.name: node for node in model.graph.nodes}
+    return [(nodes[name], np.array(groups)) for name, groups in site.layers]
+
+
+def _strength(layers: Layers, count: int) -> np.ndarray:
+    """Sum of squares of the weights that read each group, [count]."""
+    total = np.zeros(count)
+    for node, groups in layers:
+        weight = weight_of(node)
+        assert weight is not None, node.name
+        squares = np.square(weight.astype(np.float64))
+        if node.op == "Conv" and int(node.attrs.get("group", 1)) > 1:
+            parts = squares.reshape(int(node.attrs["group"]), -1, *squares.shape[1:])
+            channels = parts.sum((1, *range(3, parts.ndim))).reshape(-1)
+        else:
+            axis = 1 if node.op == "Conv" or node.attrs.get("transB", 0) else 0
+            channels = squares.sum(tuple(index for index in range(squares.ndim) if index != axis))
+        np.add.at(total, groups, channels)
+    return total
+
+
+def _error(layers: Layers, stats: ChannelStats, gain: np.ndarray, levels: int, weight_max: int) -> float:
+    total = 0.0
+    for node, groups in layers:
+        spread = ChannelStats(stats.low[groups], stats.high[groups], stats.power[groups])
+        total += expected_error([node], spread, gain[groups], levels, weight_max)
+    return total
+
+
+def choose_logit_fold(
+    site: LogitSite, query: ChannelMoments, key: ChannelMoments
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Gain of each group and shift of each of the key's rows, of least expected error of the logits.
+
+    A rounded query channel with step s adds ``s^2 / 12`` times the variance of the key's over tokens, and a key channel
+    that times the query's power. Where both are rows of one tensor they have one step.
+
+    Args:
+        site: The site.
+        query: Moments of the query's tensor, [C].
+        key: Those of the key's.
+
+    Returns:
+        Gain float64 [groups], and shift float64 [output channels of the key's maker]; None when the error does not fall
+        by 5 %.
+    """
+    asked, held = np.array(site.query.rows), np.array(site.key.rows)
+    shift = np.where(held >= 0, (key.low + key.high) / 2, 0.0) if site.shift else np.zeros(len(held))
+    count = site.groups
+    left, right = query.shifted(), [key.shifted(), key.shifted(shift)]
+    variance = np.maximum(key.power - np.square(key.mean), 0)
+    reach_q = _largest(np.maximum(left.high, -left.low), asked, count)
+    best, least = None, WORTH["affine"] * _logit_error(site, left, right[0], variance, np.ones(count))
+    for stats, moved in zip(right, (np.zeros_like(shift), shift), strict=True):
+        reach_k = _largest(np.maximum(stats.high, -stats.low), held, count)
+        candidates = [np.ones(count)]
+        candidates += [reach_q**up / np.maximum(reach_k, 1e-12) ** down for up, down in LOGIT_EXPONENTS]
+        for gain in map(centred, candidates):
+            error = _logit_error(site, left, stats, variance, gain)
+            if error < least:
+                best, least = (gain, moved), error
+    return best
+
+
+def _largest(values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    found = np.zeros(count)
+    used = groups >= 0
+    np.maximum.at(found, groups[used], values[used])
+    return found
+
+
+def _logit_error(
+    site: LogitSite, query: ChannelStats, key: ChannelStats, variance: np.ndarray, gain: np.ndarray
+) -> float:
+    """Expected squared error of the logits up to a factor, see ``choose_logit_fold``."""
+    sides = ((site.query, query, gain), (site.key, key, 1 / gain))
+    low, high = [], []
+    for operand, stats, divisor in sides:
+        rows = np.array(operand.rows)
+        used = rows >= 0
+        low.append((stats.low[used] / divisor[rows[used]]).min())
+        high.append((stats.high[used] / divisor[rows[used]]).max())
+    steps = np.array(high) - np.array(low)
+    if site.query.tensor == site.key.tensor:
+        steps[:] = max(high) - min(low)
+    total, count = 0.0, site.groups
+    others = (_sum(variance, site.key, count), _sum(query.power, site.query, count))
+    for (operand, _, divisor), step, other in zip(sides, steps, others, strict=True):
+        members = np.bincount(np.array(operand.rows)[np.array(operand.rows) >= 0], minlength=count)
+        if operand.rounded:
+            total += float((np.square(step * divisor) * members) @ other)
+    return total
+
+
+def _sum(values: np.ndarray, operand: Operand, count: int) -> np.ndarray:
+    rows = np.array(operand.rows)
+    return np.bincount(rows[rows >= 0], weights=values[rows >= 0], minlength=count)
+
+
+def apply_fold(model: Model, site: FoldSite, fold: ChannelFold) -> None:
+    """Write a fold into the float model, which computes the same function afterwards."""
+    graph, nodes = model.graph, {node.name: node for node in model.graph.nodes}
+    for node, groups in _layers_of(model, site):
+        if fold.shifts:
+            _add_product(graph, node, fold.shift[groups])
+        scale_inputs(graph, node, fold.gain[groups])
+    divide_rows(graph, nodes[site.maker], np.array(site.rows), fold)
+
+
+def apply_logit_fold(model: Model, site: LogitSite, gain: np.ndarray, shift: np.ndarray) -> None:
+    """Write a gain per group and a shift per row of the key's maker into the float model, whose outputs stay.
+
+    Args:
+        model: Model to edit.
+        site: A site of it.
+        gain: Float64 [groups].
+        shift: Float64 [output channels of the key's maker].
+    """
+    graph, nodes = model.graph, {node.name: node for node in model.graph.nodes}
+    divide_rows(graph, nodes[site.query.maker], np.array(site.query.rows), ChannelFold(gain, np.zeros_like(gain)))
+    rows = np.array(site.key.rows)
+    factors = np.where(rows >= 0, gain[rows], 1.0)
+    moved = -shift * factors if shift.any() else None
+    scale_outputs(graph, nodes[site.key.maker], factors, moved)
+
+
+def divide_rows(graph: gs.Graph, maker: gs.Node, rows: np.ndarray, fold: ChannelFold) -> None:
+    """Make ``maker`` give ``(x - shift) / gain`` of the group of each output channel; group -1 stays."""
+    mine = rows >= 0
+    factors, shift = np.where(mine, 1 / fold.gain[rows], 1.0), np.where(mine, -fold.shift[rows], 0.0)
+    if maker.op != "LayerNormalization":
+        scale_outputs(graph, maker, factors, shift * factors if fold.shifts else None)
+        return
+    for index, moved in ((1, 0.0), (2, shift)):
+        if index < len(maker.inputs):
+            values = constant_of(maker.inputs[index])
+            assert values is not None, maker.name
+            wide = (values.astype(np.float64) + moved) * factors
+            maker.inputs[index] = new_constant(graph, f"{maker.name}_divided", wide.astype(values.dtype))
+
+
+def _add_product(graph: gs.Graph, node: gs.Node, shift: np.ndarray) -> None:
+    """Add ``W shift`` to the bias of a Gemm or of a convolution without padding, shift [input channels]."""
+    weight, bias = weight_of(node), bias_of(node)
+    assert weight is not None, node.name
+    wide = weight.astype(np.float64)
+    if node.op == "Gemm":
+        more = (wide if node.attrs.get("transB", 0) else wide.T) @ shift
+    else:
+        taps = wide.reshape(*wide.shape[:2], -1).sum(2)
+        groups = int(node.attrs.get("group", 1))
+        parts = np.repeat(shift.reshape(groups, -1), wide.shape[0] // groups, axis=0)
+        more = (taps * parts).sum(1)
+    set_bias(graph, node, (np.zeros(output_channels(node)) if bias is None else bias) + more)
