@@ -6,7 +6,7 @@ A recipe says *how* scales are found; *where* Q/DQ pairs go is the target's busi
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from .errors import ConfigError
 from .numerics.log_codes import LINE, POLYNOMIAL, LogCodes
@@ -92,6 +92,8 @@ class Recipe:
     reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
+        if unknown := self.folds - set(get_args(Fold)):
+            raise ConfigError(f"recipe {self.name!r}: no fold {min(unknown)!r}; expected {', '.join(get_args(Fold))}")
         if self.reconstruction is not None and (self.softmax is not None or self.norm_channels):
             raise ConfigError(f"recipe {self.name!r}: reconstruction knows uniform codes of one scale per tensor only")
 

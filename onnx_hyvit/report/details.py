@@ -17,7 +17,11 @@ CHOICES_SHOWN = 24
 STEPS_SHOWN = 20
 _KNOWN = ("name", "kind", "error_before", "error_after", "choices")
 _TOLD = ("weighting", "blocks", "divergence_before", "divergence_after", "kept")
-_SIDES = {"consumer": "absorbed by the layer that reads it", "producer": "absorbed by the layer that makes it"}
+_SIDES = {
+    "consumer": "absorbed by the layer that reads it",
+    "producer": "absorbed by the layer that makes it",
+    "both": "divided where it is made, restored by the layers that read it",
+}
 
 
 def block_section(results: Results, blocks: list[BlockFacts]) -> Markup | None:
@@ -64,6 +68,8 @@ def _entry(block: BlockFacts, place: int, opened: bool) -> Markup:
 def _choice(choice: dict[str, Any]) -> str:
     side = _SIDES.get(text(choice.get("side")), text(choice.get("side")))
     fold = text(choice.get("fold"))
+    if fold and choice.get("shift") is True:
+        fold += ", shifted"
     return f"{side} ({fold})" if side and fold else side or fold or "chosen"
 
 

@@ -9,10 +9,11 @@ import pytest
 from qdq_graphs import ORT, feeds_of, minmax, parse, plan_of, run, values_of, weight
 
 from onnx_hyvit.calibration import inputs_of, open_source
+from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.graph import Model, model_to_proto
 from onnx_hyvit.graph.channel_spread import along_axis, axis_labels, spread_channels
 from onnx_hyvit.insert_qdq import insert_qdq
-from onnx_hyvit.recipes import FOLDS
+from onnx_hyvit.recipes import FOLDS, Recipe
 from onnx_hyvit.reconstruct.channel_stats import ChannelMoments, ChannelObserver
 from onnx_hyvit.reconstruct.fold_sites import FoldSite, find_fold_sites
 from onnx_hyvit.reconstruct.folds import (
@@ -425,3 +426,8 @@ def test_moments_of_mapped_channels_are_those_of_their_values() -> None:
     mapped, oracle = measured(values).mapped(scale, shift), measured((values - shift) * scale)
     for name in ("low", "high", "mean", "power"):
         np.testing.assert_allclose(getattr(mapped, name), getattr(oracle, name), rtol=1e-9, atol=1e-9)
+
+
+def test_a_recipe_with_an_unknown_fold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no fold 'columns'"):
+        Recipe("mine", "a test", folds=frozenset({"columns"}))

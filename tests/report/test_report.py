@@ -279,6 +279,12 @@ def test_blocks_know_their_kernels_errors_and_choices(results: dict[str, dict[st
     assert sum(block.at_end for block in blocks) > len(blocks) / 2
 
 
+def test_folds_on_both_sides_are_told(results: dict[str, dict[str, Any]]) -> None:
+    changed = copy.deepcopy(results)
+    changed["quantize"]["granularity"]["per_channel"][0] |= {"side": "both", "fold": "attention", "shift": True}
+    assert "restored by the layers that read it (attention, shifted)" in " ".join(Page(render_report(changed)).text)
+
+
 def test_the_int8_kernels_of_a_block_are_told_from_names_alone(results: dict[str, dict[str, Any]]) -> None:
     """Without the evidence of ``compare``, kernels are sorted by the beginning of their names: nearly all are found."""
     blocks = gather_blocks(sort_results([results["quantize"]]))
