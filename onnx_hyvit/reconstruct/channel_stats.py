@@ -43,6 +43,17 @@ class ChannelMoments:
         power = np.maximum(self.power - 2 * self.mean * shift + np.square(shift), 0)
         return ChannelStats(np.minimum(self.low - shift, 0), np.maximum(self.high - shift, 0), power)
 
+    def expected(self, deviations: float) -> ChannelMoments:
+        """Moments with the extremes to expect of other samples than those seen.
+
+        They are ``deviations`` standard deviations from the mean, but at most one further out than what was seen: a
+        channel's extremes over few samples are too near, and channels that fill the codes by them clip all the others.
+        """
+        deviation = np.sqrt(np.maximum(self.power - np.square(self.mean), 0))
+        low = np.maximum(self.low - deviation, self.mean - deviations * deviation)
+        high = np.minimum(self.high + deviation, self.mean + deviations * deviation)
+        return ChannelMoments(low, high, self.mean, self.power)
+
     def mapped(self, scale: np.ndarray, shift: np.ndarray) -> ChannelMoments:
         """Moments of ``(x - shift) * scale``, with ``scale`` above 0; float64 [C] each."""
         power = self.shifted(shift).power * np.square(scale)

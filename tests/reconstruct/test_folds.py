@@ -428,6 +428,13 @@ def test_moments_of_mapped_channels_are_those_of_their_values() -> None:
         np.testing.assert_allclose(getattr(mapped, name), getattr(oracle, name), rtol=1e-9, atol=1e-9)
 
 
+def test_expected_extremes_are_limited_by_the_deviation_and_by_what_was_seen() -> None:
+    seen = ChannelMoments(np.array([-1.0, -9.0]), np.array([1.5, 9.0]), np.array([0.5, 0.0]), np.array([0.5, 1.0]))
+    expected = seen.expected(4)
+    assert expected.low.tolist() == [-1.5, -4] and expected.high.tolist() == [2, 4]
+    assert expected.mean is seen.mean and expected.power is seen.power
+
+
 def test_a_recipe_with_an_unknown_fold_is_refused() -> None:
     with pytest.raises(ConfigError, match="no fold 'columns'"):
         Recipe("mine", "a test", folds=frozenset({"columns"}))
