@@ -13,7 +13,7 @@ from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.graph import Model, model_to_proto
 from onnx_hyvit.graph.channel_spread import along_axis, axis_labels, spread_channels
 from onnx_hyvit.insert_qdq import insert_qdq
-from onnx_hyvit.recipes import FOLDS, Recipe
+from onnx_hyvit.recipes import ALL_FOLDS, Recipe
 from onnx_hyvit.reconstruct.channel_stats import ChannelMoments, ChannelObserver
 from onnx_hyvit.reconstruct.fold_sites import FoldSite, find_fold_sites
 from onnx_hyvit.reconstruct.folds import (
@@ -87,7 +87,7 @@ def folded_is_equal(model: Model, site: FoldSite, fold: ChannelFold) -> np.ndarr
     return folded
 
 
-def sites_of(model: Model, target=ORT, folds=FOLDS) -> list[FoldSite]:
+def sites_of(model: Model, target=ORT, folds=ALL_FOLDS) -> list[FoldSite]:
     return find_fold_sites(model, plan_of(model, target), folds)
 
 
@@ -373,17 +373,17 @@ def test_the_chosen_folds_lower_the_error_of_the_rounded_model(build, target) ->
     output = run(model_to_proto(model), feeds)
     plain = rounding_error(model, feeds, output, 4, target)
     source = open_source({"x": feeds["x"]}, inputs_of(model_to_proto(model)))
-    chosen = choose_granularity(model, plan_of(model, target, activation_bits=4), source, threads=1)
+    chosen = choose_granularity(model, plan_of(model, target, activation_bits=4), source, folds=ALL_FOLDS, threads=1)
     assert chosen.chosen and chosen.added == ()
     np.testing.assert_allclose(run(model_to_proto(model), feeds), output, rtol=1e-4, atol=1e-4 * np.abs(output).max())
     assert rounding_error(model, feeds, output, 4, target) < 0.9 * plain
 
 
 def test_without_a_spread_nothing_is_chosen() -> None:
-    model = normed("y = Gemm(n, w, b)", gamma=np.ones(16, np.float32), beta=np.zeros(16, np.float32))
+    model = normed("y = Gemm(n, w, b)", w=np.ones((16, 16), np.float32))
     (site,) = sites_of(model)
     even = ChannelMoments(-np.ones(16), np.ones(16), np.zeros(16), np.ones(16) / 3)
-    assert choose_fold(model, site, even, 255, 127) is None
+    assert choose_fold(model, site, even, 15, 7) is None
     logits = attention()
     (pair,) = find_logit_sites(logits, plan_of(logits, GENERIC))
     assert choose_logit_fold(pair, even, even) is None
@@ -393,7 +393,7 @@ def test_channels_of_one_range_off_zero_are_shifted() -> None:
     model = normed("y = Gemm(n, w, b)")
     (site,) = sites_of(model)
     middle = np.linspace(-8, 8, 16)
-    fold = choose_fold(model, site, ChannelMoments(middle - 1, middle + 1, middle, middle**2 + 1 / 3), 255, 127)
+    fold = choose_fold(model, site, ChannelMoments(middle - 1, middle + 1, middle, middle**2 + 1 / 3), 15, 7)
     assert fold is not None and np.allclose(fold.shift, middle)
 
 
