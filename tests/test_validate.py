@@ -215,3 +215,27 @@ def test_nan_in_the_outputs_is_refused():
     model = parse("g (float[4] x) => (float[4] y) { y = Sqrt(x) }")
     with pytest.raises(ValidationError, match=r"'y'.*NaN"):
         validate(model_to_proto(model), feeds={"x": np.full(4, -1, np.float32)})
+
+
+def test_each_level_is_loaded_and_run_once(quantized, monkeypatch):
+    """Sessions of large models cost seconds: the unfused graph once, each level once whole and once cut."""
+    reference, proto, feeds = quantized
+    made = []
+
+    def session(model, **options):
+        made.append(options.get("optimize", True))
+        return make_session(model, **options)
+
+    monkeypatch.setattr(fused, "make_session", session)
+    monkeypatch.setattr(VALIDATE, "make_session", session)
+    monkeypatch.setattr(VALIDATE, "sums_saturate", lambda: False)
+    validate(proto, reference, feeds)
+    assert sorted(made) == ["all", "all", "basic", "basic", "extended", "extended", "none"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float32])
+def test_the_largest_difference_neither_wraps_around_nor_hides_nan(dtype):
+    low, high = (np.array([0, 3], dtype), np.array([np.iinfo(dtype).max if dtype != np.float32 else 9, 3], dtype))
+    assert fused._largest(low, high) == fused._largest(high, low) == float(high[0])
+    assert fused._largest(low[:0], high[:0]) == 0.0
+    assert fused._largest(np.array([np.nan, 1], np.float32), 0.0) == np.inf

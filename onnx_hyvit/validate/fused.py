@@ -8,6 +8,7 @@ run from the very codes that the unfused graph has there; a kernel that is right
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ def compare_fused(
     Raises:
         RuntimeFailure: The model cannot be loaded or run at one of the two levels.
     """
-    return compare_level(proto, feeds, run_unfused(proto, feeds, threads), level=level, codes=codes, threads=threads)
+    plain = run_unfused(proto, feeds, threads)
+    return compare_level(proto, feeds, plain, level=level, codes=codes, threads=threads)[0]
 
 
 def run_unfused(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int = 2) -> dict[str, np.ndarray]:
@@ -87,8 +89,8 @@ def compare_level(
     codes: int = 1,
     threads: int = 2,
     config: Mapping[str, str] | None = None,
-) -> FusedReport:
-    """``compare_fused`` with the unfused values at hand (see ``run_unfused``)."""
+) -> tuple[FusedReport, dict[str, np.ndarray]]:
+    """``compare_fused`` with the unfused values at hand (see ``run_unfused``), and the outputs of the whole session."""
     fused = make_session(proto, optimize=level, threads=threads, name="fused model", config=config).run(feeds)
     diffs = [(_largest(plain[name], fused[name]), _largest(plain[name], 0)) for name in fused]
     max_diff = max((diff for diff, _ in diffs), default=0.0)
@@ -100,14 +102,17 @@ def compare_level(
     found = make_session(cut, optimize=level, threads=threads, name=name, config=config).run(entering)
     for name, value in found.items():
         if not _agree(plain[name], value, codes):
-            report = _accuse(proto, plain, feeds, name, _largest(plain[name], value.astype(np.float64)), level, config)
-            return dataclasses.replace(report, max_diff=max_diff, relative_diff=relative)
-    return FusedReport(True, max_diff, relative)
+            report = _accuse(proto, plain, feeds, name, _largest(plain[name], value), level, config)
+            return dataclasses.replace(report, max_diff=max_diff, relative_diff=relative), fused
+    return FusedReport(True, max_diff, relative), fused
 
 
 def _largest(a: np.ndarray, b: np.ndarray | float) -> float:
-    difference = np.abs(np.asarray(a, np.float64) - b)
-    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
+    """Largest absolute difference; infinite where there is NaN."""
+    if isinstance(b, np.ndarray) and a.dtype == b.dtype and a.dtype in (np.int8, np.uint8):
+        return float(np.abs(np.subtract(a, b, dtype=np.int16)).max(initial=0))
+    largest = float(np.abs(np.subtract(a, b, dtype=np.float64)).max(initial=0.0))
+    return math.inf if math.isnan(largest) else largest  # max passes NaN on
 
 
 def _cuts(proto: onnx.ModelProto) -> list[str]:
@@ -158,7 +163,7 @@ def _agree(plain: np.ndarray, fused: np.ndarray, codes: int) -> bool:
     if plain.dtype.itemsize == 2 and plain.dtype.kind in "iu":
         codes = max(codes, int(FLOAT_TOLERANCE * 2**16))  # made by float kernels
     allowed = codes if plain.dtype.kind in "iu" else FLOAT_TOLERANCE * max(_largest(plain, 0.0), 1e-6)
-    return _largest(plain, fused.astype(np.float64)) <= allowed
+    return _largest(plain, fused) <= allowed
 
 
 def _stretch(

@@ -55,15 +55,9 @@ def validate(
     for finding in findings:
         if finding.fatal:
             raise ValidationError(str(finding))
-    for level in ("none", *LEVELS):
-        try:
-            name = f"quantized model at level {level}"
-            session = make_session(proto, optimize=level, threads=threads, name=name, config=config)
-            if feeds is not None:
-                _check_finite(session.run(feeds))
-        except RuntimeFailure as error:
-            raise ValidationError(str(error)) from error
-    if feeds is not None:
+    if feeds is None:
+        _check_loads(proto, threads, config)
+    else:
         findings += _check_levels(proto, feeds, threads, config)
         findings += find_saturation(proto, feeds, threads=threads, config=config)
     return findings + (_from_audit(audit(proto, threads=threads, config=config)) if cpu_kernels else [])
@@ -97,16 +91,31 @@ def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
             raise ValidationError(f"output {name!r} of the quantized model holds NaN or Inf")
 
 
+def _check_loads(proto: onnx.ModelProto, threads: int, config: Mapping[str, str] | None) -> None:
+    for level in ("none", *LEVELS):
+        try:
+            make_session(proto, optimize=level, threads=threads, name=f"quantized model at level {level}", config=config)
+        except RuntimeFailure as error:
+            raise ValidationError(str(error)) from error
+
+
 def _check_levels(
     proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], threads: int, config: Mapping[str, str] | None
 ) -> list[Finding]:
+    """Load and run each level once, and compare its kernels and outputs with the unfused graph."""
     findings = []
-    plain = run_unfused(proto, feeds, threads)
+    try:
+        plain = run_unfused(proto, feeds, threads)
+    except RuntimeFailure as error:
+        raise ValidationError(str(error)) from error
+    outputs = [value.name for value in proto.graph.output]
+    _check_finite({name: plain[name] for name in outputs})
     for level in LEVELS:
         try:
-            report = compare_level(proto, feeds, plain, level=level, threads=threads, config=config)
+            report, found = compare_level(proto, feeds, plain, level=level, threads=threads, config=config)
         except ModelError as error:
             raise ValidationError(f"at optimisation level {level}: {error}") from error
+        _check_finite(found)
         if not report.matches:
             raise ValidationError(f"at optimisation level {level}: {report.culprit}")
         if report.relative_diff > DRIFT:
