@@ -68,8 +68,14 @@ def find_cores(flow: Flow) -> tuple[list[Core], list[Unrecognised]]:
     used = {place for core in cores for place in (core.first, core.last)}
     cores += _linear_cores(flow, used)
     covered = {place for core in cores for place in core.members}
-    near = [miss for position, miss in misses if not covered & set(_forward_until_product(flow, position)[1])]
+    near = [miss for position, miss in misses if not covered & _reached(flow, position)]
     return sorted(cores, key=lambda core: core.first), near
+
+
+def _reached(flow: Flow, softmax: int) -> set[int]:
+    """Nodes from Softmax to the first product behind it, of keys and values in linear attention."""
+    after, passed = _forward_until_product(flow, softmax)
+    return passed if after is None else passed | {after}
 
 
 def is_dynamic_product(flow: Flow, position: int) -> bool:

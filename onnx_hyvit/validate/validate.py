@@ -94,7 +94,8 @@ def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
 def _check_loads(proto: onnx.ModelProto, threads: int, config: Mapping[str, str] | None) -> None:
     for level in ("none", *LEVELS):
         try:
-            make_session(proto, optimize=level, threads=threads, name=f"quantized model at level {level}", config=config)
+            name = f"quantized model at level {level}"
+            make_session(proto, optimize=level, threads=threads, name=name, config=config)
         except RuntimeFailure as error:
             raise ValidationError(str(error)) from error
 

@@ -134,6 +134,28 @@ def test_global_context_lacks_the_product_of_query_and_key() -> None:
     assert "no product of query and key" in miss.reason
 
 
+@pytest.mark.parametrize("between", ["", "Transpose"])
+def test_softmax_over_the_keys_of_linear_attention_is_no_near_miss(between: str) -> None:
+    """CoaT: ``q (softmax(k)^T v)``, with and without a node between Softmax and the product."""
+    turned = "kt = Transpose <perm = [0, 2, 1]> (p)" if between else ""
+    scores = "k" if between else "kf"
+    body = f"""{TOKENS}
+        q = MatMul (tokens, square)
+        k = MatMul (q, square)
+        v = MatMul (k, square)
+        kf = Transpose <perm = [0, 2, 1]> (k)
+        p = Softmax <axis = {1 if between else 2}> ({scores})
+        {turned}
+        context = MatMul ({"kt" if between else "p"}, v)
+        mixed = MatMul (q, context)
+        out = Add (mixed, tokens)
+    """
+    structure, makers = _structure(_model(body))
+    (attention,) = structure.attentions
+    assert {makers["context"], makers["mixed"]} <= set(attention.nodes)
+    assert structure.unrecognised == ()
+
+
 def test_tokens_without_attention_are_named() -> None:
     body = TOKENS + "t0 = Identity (tokens)" + FEED_FORWARD.format(0, 1) + FEED_FORWARD.format(1, 2)
     structure, makers = _structure(_model(body + "out = Identity (t2)"))
