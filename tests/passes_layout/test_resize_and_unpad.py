@@ -8,7 +8,7 @@ import pytest
 from exactness import apply, count_of, ops, parse
 
 from onnx_hyvit.graph import load_model
-from onnx_hyvit.passes.layout import pad_stem, resize_to_matmul, unpad_stem
+from onnx_hyvit.passes.layout import cubic_resize_to_matmul, pad_stem, resize_to_matmul, unpad_stem
 
 SCALES = np.array([1, 1, 2, 2], np.float32)
 
@@ -25,6 +25,23 @@ def test_interpolation_is_one_matrix_product(mode: str, transform: str) -> None:
     attributes = f'mode="{mode}", coordinate_transformation_mode="{transform}"'
     model = apply(parse(resize(attributes), weights={"s": SCALES}), resize_to_matmul.PASS)
     assert ops(model) == {"Reshape": 2, "MatMul": 1, "Relu": 1}
+
+
+@pytest.mark.parametrize("arguments", [", , s", ", , , t"], ids=["scales", "sizes"])
+@pytest.mark.parametrize("axes", ["[2, 3]", "[-2, -1]"])
+@pytest.mark.parametrize("rewrite", [resize_to_matmul, cubic_resize_to_matmul])
+def test_exporters_that_name_the_two_sides_are_understood(rewrite, axes: str, arguments: str) -> None:
+    """torch's exporter writes ``axes`` and two numbers."""
+    text = resize(f'mode="cubic", axes={axes}', arguments, batch="N")
+    weights = {"s": SCALES[2:], "t": np.array([14, 14], np.int64)}
+    assert ops(apply(parse(text, weights=weights), rewrite.PASS, batches=(1, 3)))["MatMul"] in (1, 2)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_a_filter_that_widens_is_a_matrix_product_too(mode: str) -> None:
+    text = resize(f'mode="{mode}", antialias=1', size=8, out=3)
+    scales = np.array([1, 1, 0.375, 0.375], np.float32)
+    assert ops(apply(parse(text, weights={"s": scales}), resize_to_matmul.PASS))["MatMul"] == 1
 
 
 def test_sizes_and_uneven_factors_work_too() -> None:
@@ -50,10 +67,9 @@ def test_an_interpolated_output_keeps_its_name() -> None:
     [
         resize('mode="nearest"'),
         resize('mode="linear"', size=9, out=18),
-        resize('mode="linear", antialias=1'),
-        resize('mode="linear", axes=[2, 3]', ", , t"),
+        resize('mode="linear", axes=[1, 2]', ", , t"),
     ],
-    ids=["nearest", "large", "antialias", "axes"],
+    ids=["nearest", "large", "axes"],
 )
 def test_other_resizes_stay(text: str) -> None:
     weights = {"s": SCALES, "t": SCALES[2:]}
@@ -65,6 +81,55 @@ def test_a_resize_of_channels_stays() -> None:
         r = Resize<mode="linear">(x, , s) y = Relu(r) }"""
     weights = {"s": np.array([1, 2, 2, 2], np.float32)}
     assert count_of(parse(text, weights=weights), resize_to_matmul.PASS) == 0
+
+
+def cubic(attributes: str = "", before: str = "1, 3, 20, 24", after: str = "1, 3, 18, 30", arguments: str = ", , , s"):
+    return f"""agraph (float[{before}] x) => (float[{after}] y) <float[{after}] r> {{
+        r = Resize<mode="cubic"{attributes}>(x{arguments}) y = Relu(r) }}"""
+
+
+UP, DOWN = np.array([1, 3, 18, 30], np.int64), np.array([1, 1, 0.9, 1.25], np.float32)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "",
+        ', coordinate_transformation_mode="align_corners"',
+        ', coordinate_transformation_mode="asymmetric"',
+        ', coordinate_transformation_mode="pytorch_half_pixel"',
+        ", cubic_coeff_a=-0.5",
+        ", exclude_outside=1",
+        ", antialias=1",
+    ],
+)
+@pytest.mark.parametrize("arguments", [", , , s", ", , t"], ids=["sizes", "scales"])
+def test_cubic_interpolation_is_one_product_per_axis(attributes: str, arguments: str) -> None:
+    """Down along one axis, up along the other; ONNX Runtime's own kernel is what it must equal."""
+    proto = parse(cubic(attributes, arguments=arguments), weights={"s": UP, "t": DOWN}, opset=18)
+    model = apply(proto, cubic_resize_to_matmul.PASS)
+    assert ops(model) == {"MatMul": 2, "Relu": 1}
+
+
+def test_cubic_interpolation_leaves_a_free_batch_free() -> None:
+    text = cubic(before="N, 3, 20, 24", after="N, 3, 40, 48", arguments=", , s")
+    model = apply(parse(text, weights={"s": SCALES}), cubic_resize_to_matmul.PASS, batches=(1, 3))
+    assert ops(model) == {"MatMul": 2, "Relu": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "scales"),
+    [
+        (cubic().replace("cubic", "linear"), UP),
+        (cubic(", axes=[1, 2]", arguments=", , s"), DOWN[2:]),
+        (cubic(before="1, 1, 600, 600", after="1, 1, 700, 700"), np.array([1, 1, 700, 700], np.int64)),
+        (cubic(before="1, 3, 10, 10", after="1, 6, 20, 20", arguments=", , s"), np.array([1, 2, 2, 2], np.float32)),
+        (cubic(', keep_aspect_ratio_policy="not_larger"', after="1, 3, 18, 22"), UP),
+    ],
+    ids=["linear", "axes", "too large", "channels", "ratio"],
+)
+def test_other_cubic_resizes_stay(text: str, scales: np.ndarray) -> None:
+    assert count_of(parse(text, weights={"s": scales}, opset=18), cubic_resize_to_matmul.PASS) == 0
 
 
 STEM = """agraph (float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y) <float[1, 4, 8, 8] p> {

@@ -9,6 +9,7 @@ from ..infrastructure import GraphPass
 from . import (
     channels_last_region,
     compose_movement,
+    cubic_resize_to_matmul,
     pad_stem,
     resize_to_matmul,
     split_linear,
@@ -24,6 +25,7 @@ LAYOUT: tuple[GraphPass, ...] = (
     compose_movement.PASS,
     pad_stem.PASS,
     resize_to_matmul.PASS,
+    cubic_resize_to_matmul.PASS,
 )
 # After placement, for the nodes that it keeps float: ``unpad_stem(names)``, ``gelu_to_sigmoid(factors)``.
 __all__ = ["LAYOUT", "gelu_to_sigmoid", "unpad_stem"]
