@@ -14,6 +14,7 @@ from . import (
     fuse_softmax,
     lower_einsum,
     lower_matmul_to_gemm,
+    resize_all_axes,
     simplify_shape_arithmetic,
     sink_reshapes,
 )
@@ -51,6 +52,7 @@ LOWERING: tuple[GraphPass, ...] = (
     merge_equal_nodes.PASS,
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
+    resize_all_axes.PASS,
     merge_equal_nodes.PASS,
 )
 
