@@ -3,6 +3,7 @@
 from . import (
     canonicalise_silu,
     decompose_group_norm,
+    drop_broadcast_expand,
     eliminate_noops,
     fold_batchnorm,
     fold_channel_scale,
@@ -53,6 +54,7 @@ LOWERING: tuple[GraphPass, ...] = (
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
     resize_all_axes.PASS,
+    drop_broadcast_expand.PASS,
     merge_equal_nodes.PASS,
 )
 
