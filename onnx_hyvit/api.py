@@ -166,7 +166,6 @@ def _quantize(
     scaled = _scale(prepared, names, source, recipe, target, config, truth, workers, progress)
     prepared, fitted = scaled.prepared, scaled.fitted
     plan, scales = fitted.decision.plan, fitted.scales
-    run_passes(prepared.model, [unpad_stem(plan.float_nodes)])  # mixed precision may have taken the stem back
     quantized = model_to_proto(insert_qdq(prepared.model, plan, scales.qparams, scales.parameters), check=True)
     check, precision = None, dict(fitted.summary) if fitted.summary else None
     if config.verify_speed:

@@ -16,7 +16,7 @@ from onnx_hyvit.reconstruct import BlockCache, reconstruct, run_key
 from onnx_hyvit.reconstruct import engine as engine_module
 from onnx_hyvit.reconstruct.weighting import Split, compare_weightings, metrics_of, split_samples
 
-AUTO = Reconstruction(metric="auto")
+AUTO = Reconstruction(metric="auto", confirm=False)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_result_is_that_of_the_weighting_which_is_told(ready, monkeypatch, f
     found = run(ready, AUTO, monkeypatch, favour)
     name = ("mse", "fisher")[favour]
     assert found.weighting.startswith(name) and found.compared.best == name
-    searched = replace(Reconstruction(metric="mse"), search_samples=12)  # 16 samples in batches of 4
+    searched = Reconstruction(metric="mse", confirm=False, search_samples=12)  # 16 samples in batches of 4
     same = values_of(found) == values_of(run(ready, searched))
     assert same == (name == "mse")
     report = found.to_dict()
