@@ -53,6 +53,7 @@ from .validate import Finding, validate
 from .version import __version__
 
 logger = logging.getLogger(__name__)
+FOLDS_BELOW = 8  # bits of activations: with more, folds gain little, and `debug` cannot take them back from biases
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
@@ -249,7 +250,7 @@ def _scale(
             decision.plan,
             source,
             rule=recipe.gain_rule,
-            folds=recipe.folds,
+            folds=recipe.folds if config.activation_bits < FOLDS_BELOW else frozenset(),
             threads=config.threads,
             max_memory=half,
             progress=progress,

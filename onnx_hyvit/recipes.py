@@ -73,7 +73,8 @@ class Recipe:
             front of pointwise and depthwise convolutions, by a closed form: HyQ).
         folds: What the rule ``search`` tries besides gains between neighbours, at no node: behind LayerNormalization
             through nodes that move channels (``norm``), of values of attentions (``values``), behind layers
-            (``rows``), of queries against keys (``logits``); with all of them, a ``shift`` per channel.
+            (``rows``), of queries against keys (``logits``); with all of them, a ``shift`` per channel. Tried where
+            activations have fewer than 8 bits.
         softmax: In mode full, logarithmic codes of softmax outputs, emulated; None gives them uniform codes.
         norm_channels: In mode full, inputs of LayerNormalization have power-of-two factors per channel.
         precision: Take nodes back to float where that is worth its time.

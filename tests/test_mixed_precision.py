@@ -51,10 +51,10 @@ def kl(proto, model) -> float:
 
 
 @pytest.mark.parametrize("recipe", ["minmax", "q-hyvit"])
-def test_a_limit_is_kept_and_costs_no_more_than_it_must(proto, recipe):
-    free = quantized(proto, recipe=recipe, bits="w4a4")
+def test_a_limit_is_kept_and_costs_no_more_than_it_must(proto, recipe, rules_target):
+    free = quantized(proto, recipe=recipe, bits="w4a4", target=rules_target)
     limit = kl(proto, free.model) / 8
-    held = quantized(proto, recipe=recipe, bits="w4a4", max_drop=limit)
+    held = quantized(proto, recipe=recipe, bits="w4a4", target=rules_target, max_drop=limit)
     assert held.report["precision"]["reached"] <= limit
     assert kl(proto, held.model) == pytest.approx(held.report["precision"]["reached"], rel=0.05, abs=1e-9)
     before, after = free.report["plan"]["int8_nodes"], held.report["plan"]["int8_nodes"]
@@ -72,8 +72,8 @@ def test_zero_leaves_nothing_that_matters_in_int8(proto):
     assert kl(proto, quantized(proto, recipe="minmax", max_drop=0).model) < 1e-9
 
 
-def test_narrow_codes_keep_all_layers_in_int8(proto):
-    audit = quantized(proto, bits="w4a8").report["audit"]["counts"]
+def test_narrow_codes_keep_all_layers_in_int8(proto, rules_target):
+    audit = quantized(proto, bits="w4a8", target=rules_target).report["audit"]["counts"]
     assert audit["float_weighted"] == 0
 
 
@@ -122,17 +122,18 @@ def test_what_goes_back_to_float_for_speed_has_the_float_weights(proto, all_floa
     assert kl(proto, result.model) < 1e-9
 
 
-def test_what_precision_took_back_stays_float_when_more_goes_back_for_speed(proto, monkeypatch):
+def test_what_precision_took_back_stays_float_when_more_goes_back_for_speed(proto, monkeypatch, rules_target):
     def one_is_slow(session, rewritten, int8, blocks, build, *_):
         slow.extend([next(name for names in blocks.values() for name in names)])
         ratio = Ratio(1.0, 1.0, 1.0)
         return SpeedCheck("blocks", ratio, ratio, dict.fromkeys(slow, "slow"))
 
     slow: list[str] = []
-    limit = quantized(proto, bits="w4a4").report["reconstruction"]["divergence_after"] / 8
-    before = quantized(proto, bits="w4a4", max_drop=limit).report["plan"]["float_nodes"]
+    settings = {"bits": "w4a4", "target": rules_target}
+    limit = quantized(proto, **settings).report["reconstruction"]["divergence_after"] / 8
+    before = quantized(proto, **settings, max_drop=limit).report["plan"]["float_nodes"]
     monkeypatch.setattr(module, "check_speed", one_is_slow)
-    after = quantized(proto, bits="w4a4", max_drop=limit, verify_speed=True).report["plan"]["float_nodes"]
+    after = quantized(proto, **settings, max_drop=limit, verify_speed=True).report["plan"]["float_nodes"]
     taken = {name for name, reason in before.items() if "takes away" in reason}
     assert taken and slow[0] not in taken
     assert taken | set(slow) <= set(after)

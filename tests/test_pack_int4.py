@@ -78,7 +78,9 @@ def proto():
 
 
 def quantized(proto, **settings):
-    config = QuantConfig(**{"samples": None, "cache": False, "threads": 1, "recipe": "minmax", **settings})
+    config = QuantConfig(
+        **{"samples": None, "cache": False, "threads": 1, "recipe": "minmax", "objective": "size", **settings}
+    )
     return onnx_hyvit.quantize(proto, calibration={"x": DATA}, config=config)
 
 

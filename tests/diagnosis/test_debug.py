@@ -142,7 +142,10 @@ def test_what_was_folded_into_codes_is_not_lost_with_them(name: str) -> None:
 def test_float_parameters_are_found_behind_corrected_ones(
     tiny_model: Path, feeds: dict[str, np.ndarray], rules_target: str
 ) -> None:
-    """GPTQ, ridge and bias correction move weights and biases far at 4 bits; their names lead back."""
+    """GPTQ, ridge, refitted scales and bias correction move parameters far at 4 bits; their names lead back.
+
+    One factor for a whole layer, fitted again for its codes, cannot be told from gains of its channels.
+    """
     config = QuantConfig(bits="w4a8", target=rules_target, verify=False)
     proto = onnx_hyvit.quantize(tiny_model, calibration=feeds, config=config).model
     model = _switchable(proto, read_float_model(tiny_model), "int8")
@@ -152,7 +155,7 @@ def test_float_parameters_are_found_behind_corrected_ones(
     row = {key: value[:1] for key, value in feeds.items()}
     (exact,) = make_session(tiny_model).run(row).values()
     on, off = (next(iter(session.run(row, parts).values())) for parts in (session.parts, ()))
-    assert np.square(off - exact).sum() < 0.01 * np.square(on - exact).sum(), "but for the fit of channel gains"
+    assert np.square(off - exact).sum() < 0.1 * np.square(on - exact).sum(), "but for the fit of factors"
 
 
 def test_the_advice_can_be_followed(tiny_model: Path, feeds: dict[str, np.ndarray]) -> None:
