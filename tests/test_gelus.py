@@ -181,6 +181,16 @@ STEM = """g (float[N,3,96,96] x) => (float[N,8] y) {
     p = GlobalAveragePool(e) q = Flatten(p) y = Gemm(q, w4, b4) }"""
 
 
+def quantized_stem(width: int, config: QuantConfig):
+    """``STEM`` with so many channels behind its first layer, quantized."""
+    made = {"w1": weight(width, 3, 3, 3), "w2": 2 * weight(64, width, 1, 1, seed=1)}
+    made |= {"b1": np.zeros(width, np.float32), "b2": np.zeros(64, np.float32)}
+    others = {"w3": 2 * weight(64, 64, 1, 1, seed=2), "b3": made["b2"], "w4": 4 * weight(64, 8, seed=3)}
+    images = np.random.default_rng(0).standard_normal((8, 3, 96, 96)).astype(np.float32)
+    proto = model_to_proto(parse(STEM, **made, **others, b4=WEIGHTS["b4"]))
+    return onnx_hyvit.quantize(proto, calibration={"x": images}, config=config)
+
+
 def costs_where_the_stem_needs_its_gelu(path: Path) -> Path:
     """Int8 takes 10 us from the stem and adds 40 with float GELU; without that DequantizeLinear and Gelu are saved."""
     us = {
@@ -201,16 +211,9 @@ def costs_where_the_stem_needs_its_gelu(path: Path) -> Path:
 
 @pytest.mark.parametrize(("form", "channels"), [("exact", 3), ("sigmoid", 4)])
 def test_a_stem_that_is_int8_for_its_gelu_alone_keeps_its_padding(form: str, channels: int, tmp_path: Path) -> None:
-    weights = {
-        "w1": weight(24, 3, 3, 3), "b1": np.zeros(24, np.float32),
-        "w2": 2 * weight(64, 24, 1, 1, seed=1), "b2": np.zeros(64, np.float32),
-        "w3": 2 * weight(64, 64, 1, 1, seed=2), "b3": np.zeros(64, np.float32),
-        "w4": 4 * weight(64, 8, seed=3), "b4": np.zeros(8, np.float32),
-    }  # fmt: skip
-    images = np.random.default_rng(0).standard_normal((8, 3, 96, 96)).astype(np.float32)
     profile = os.fspath(costs_where_the_stem_needs_its_gelu(tmp_path / "costs.json"))
     config = QuantConfig(samples=None, cache=False, threads=1, gelu=form, objective="speed", profile=profile)
-    made = onnx_hyvit.quantize(model_to_proto(parse(STEM, **weights)), calibration={"x": images}, config=config)
+    made = quantized_stem(24, config)
     float_stem = "a" in made.report["plan"]["float_nodes"]
     assert float_stem == (channels == 3)
     pads = sum(node.op_type == "Pad" for node in made.model.graph.node)
@@ -220,15 +223,8 @@ def test_a_stem_that_is_int8_for_its_gelu_alone_keeps_its_padding(form: str, cha
 
 
 def test_a_stem_that_precision_takes_back_loses_its_padding() -> None:
-    weights = {
-        "w1": 4 * weight(16, 3, 3, 3), "b1": np.zeros(16, np.float32),
-        "w2": 2 * weight(64, 16, 1, 1, seed=1), "b2": np.zeros(64, np.float32),
-        "w3": 2 * weight(64, 64, 1, 1, seed=2), "b3": np.zeros(64, np.float32),
-        "w4": 4 * weight(64, 8, seed=3), "b4": np.zeros(8, np.float32),
-    }  # fmt: skip
-    images = np.random.default_rng(0).standard_normal((8, 3, 96, 96)).astype(np.float32)
     config = QuantConfig(samples=None, cache=False, threads=1, gelu="exact", max_drop=1e-9)
-    made = onnx_hyvit.quantize(model_to_proto(parse(STEM, **weights)), calibration={"x": images}, config=config)
+    made = quantized_stem(16, config)
     assert "a" in {name for step in made.report["precision"]["steps"] for name in step["nodes"]}
     assert not any(node.op_type == "Pad" for node in made.model.graph.node)
 
