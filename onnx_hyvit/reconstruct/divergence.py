@@ -16,6 +16,11 @@ NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 Feeds = Mapping[str, np.ndarray]
 
 
+def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
+    """Samples in a batch of the model's inputs: some may have one row for all of them."""
+    return max((len(value) for value in feeds.values() if value.ndim), default=1)
+
+
 class Divergence:
     """Divergence of models' outputs from the float model's, on fixed data.
 
@@ -38,7 +43,7 @@ class Divergence:
         """
         self._loss, self._batches, self._threads = loss, batches, threads
         self._names = list(dict.fromkeys(head.tensor for head in loss.heads))
-        self.rows = tuple(max((len(value) for value in feeds.values() if value.ndim), default=1) for feeds in batches)
+        self.rows = tuple(map(samples_of, batches))
         session = self.session(proto)
         self.wanted = [session.run(batch, self._names) for batch in batches]
 

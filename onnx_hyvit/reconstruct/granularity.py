@@ -188,11 +188,11 @@ def _after_logits(
 ) -> dict[str, ChannelMoments]:
     """Moments of the tensors of queries and keys with the fold."""
     after: dict[str, ChannelMoments] = {}
-    for operand, factor, moved in ((site.query, 1 / gain, np.zeros_like(shift)), (site.key, gain, shift)):
+    for operand, factor in ((site.query, 1 / gain), (site.key, gain)):
         rows = np.array(operand.rows)
         scale = np.where(rows >= 0, factor[rows], 1.0)
         before = after.get(operand.tensor, moments[operand.tensor])
-        after[operand.tensor] = before.mapped(scale, moved if operand is site.key else np.zeros(len(rows)))
+        after[operand.tensor] = before.mapped(scale, shift if operand is site.key else np.zeros(len(rows)))
     return after
 
 

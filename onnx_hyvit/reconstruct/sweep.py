@@ -19,6 +19,7 @@ from ..placement import Plan
 from ..recipes import Reconstruction
 from ..tasks import Lost, Workers, run_tasks, threads_each
 from .block import Arrays, BlockResult, BlockTask, block_or_error, reconstruct_block
+from .divergence import samples_of
 from .layers import Layer, parameters_of
 from .objective import Objective
 from .rerank import Reranking, Suffix, cut_suffix
@@ -66,7 +67,7 @@ class Sweep:
         self._exact: list[Arrays] = [dict(batch) for batch in batches]
         self._found: list[Arrays] = [dict(batch) for batch in batches]
         # of the model's inputs: what blocks read may have a row for each token
-        self._rows = tuple(_rows(batch) for batch in batches)
+        self._rows = tuple(map(samples_of, batches))
         self._settings, self._objective, self._threads = settings, objective, threads
         self._searched: set[str] = set(plan.fixed)
         self._reranking, self._last = reranking, dict[str, int]()
@@ -221,10 +222,6 @@ def _forget(tensors: Sequence[list[Arrays]], last: Mapping[str, int], index: int
         for batch in batches:
             for name in [name for name in batch if last.get(name, -1) <= index]:
                 del batch[name]
-
-
-def _rows(batch: Mapping[str, np.ndarray]) -> int:
-    return max((value.shape[0] for value in batch.values() if value.ndim), default=1)
 
 
 def _nearest(trial: TrialModel, layers: Sequence[Layer], qparams: Mapping[str, QParams]) -> Arrays:
