@@ -30,12 +30,13 @@ SAMPLES = 16
 BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
 LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
 SOUND = 0.03  # predicted divergence before reconstruction, which takes about two thirds away
+WORTH = 2e-3  # divergence (nats where the outputs are probabilities) that is worth all of the plan's time
 BYTES = 0.15  # what a share of the weights' bytes counts beside the same share of time
 NOTHING = Budget(share=-1.0, rate=0.0)
 BUDGETS = {
-    "balanced": Budget(share=0.05, rate=2.0, most=0.15, sound=SOUND, bytes=BYTES),
+    "balanced": Budget(share=0.05, rate=2.0, least=WORTH, most=0.15, sound=SOUND, bytes=BYTES),
     "speed": Budget(share=0.0, rate=0.0),
-    "size": Budget(share=0.05, rate=2.0, layers=False),
+    "size": Budget(share=0.05, rate=2.0, least=WORTH, layers=False),
 }
 
 
@@ -203,7 +204,8 @@ class _Weighed:
         """The plan for a limit: (decision, predicted divergence, plain values for the report).
 
         ``balanced`` spends up to 5 % of the predicted time (15 % while the divergence is above ``SOUND``), on steps
-        that take away at least twice the share of divergence; bytes of float weights count as time, see ``BYTES``;
+        that take away at least twice the share of divergence and as much as the time is worth, see ``WORTH``; bytes of
+        float weights count as time, see ``BYTES``;
         ``speed`` takes only what costs nothing; ``size`` leaves layers (their small weights) alone. So do other widths
         than 8 bits, which were asked for: there only glue may become float. A limit overrides all that.
 

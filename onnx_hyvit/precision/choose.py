@@ -29,6 +29,8 @@ class Budget:
     Args:
         share: Of the plan's predicted time, 0 to 1; at 0 steps that cost nothing are taken, below 0 none.
         rate: A step must take away at least this many times the share of divergence that it costs of the time.
+        least: It must take away this much divergence for the whole time, and for a share of it that share of it:
+            where outputs hardly move, nothing is worth time.
         most: What may be spent instead of ``share`` while the divergence is above ``sound``.
         sound: Predicted divergence below which a model is sound.
         limit: Divergence that must be reached, whatever it costs; None asks for nothing.
@@ -39,6 +41,7 @@ class Budget:
 
     share: float
     rate: float
+    least: float = 0.0
     most: float = 0.0
     sound: float = float("inf")
     limit: float | None = None
@@ -130,7 +133,8 @@ def find_front(
     def is_worth(saved: float, cost: float) -> bool:
         share, paid = saved / start, max(cost, 0.0) / whole
         allowed = max(budget.share, budget.most) if total > budget.sound else budget.share
-        return share >= LEAST_SHARE and share >= budget.rate * paid and spent + paid <= allowed
+        pays = share >= budget.rate * paid and saved >= budget.least * paid
+        return pays and share >= LEAST_SHARE and spent + paid <= allowed
 
     while start > 0:
         asked = budget.limit is not None and total > budget.limit

@@ -82,6 +82,22 @@ def test_nothing_is_bought_that_is_not_worth_its_time(chain):
     assert not find_front(graph, problem, effects, Budget(share=1.0, rate=0.0, layers=False)).steps
 
 
+def test_time_has_a_price_in_divergence_except_for_a_limit(chain):
+    graph, problem = chain
+    effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
+    open_purse = find_front(graph, problem, effects, Budget(share=1.0, rate=0.0))
+    tight = find_front(graph, problem, effects, Budget(share=1.0, rate=0.0, least=1.0))
+    assert 0 < len(tight.steps) < len(open_purse.steps)
+    before = tight.divergence
+    for step in tight.steps:
+        assert before - step.divergence >= step.cost_us / tight.int8_us
+        before = step.divergence
+    hardly = effects_of(graph, w=1e-5, v=1e-4, u=2e-5, t=1e-6)  # the same shares of next to nothing
+    assert find_front(graph, problem, hardly, Budget(share=1.0, rate=0.0)).steps
+    assert not find_front(graph, problem, hardly, Budget(share=1.0, rate=0.0, least=1.0)).steps
+    assert find_front(graph, problem, hardly, Budget(share=1.0, rate=0.0, least=1.0, limit=2e-5)).steps
+
+
 def test_more_is_spent_on_a_model_that_is_not_sound(chain):
     graph, problem = chain
     effects = effects_of(graph, w=0.1, v=1.0, u=0.2, t=0.01)
