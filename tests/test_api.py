@@ -12,7 +12,7 @@ import pytest
 from qdq_graphs import parse, weight
 
 import onnx_hyvit
-from onnx_hyvit import CalibrationError, ConfigError, ModelError, OutputError, QuantConfig, api
+from onnx_hyvit import CalibrationError, ConfigError, ModelError, OutputError, QuantConfig
 from onnx_hyvit import calibration as calib
 from onnx_hyvit.api import input_shapes
 from onnx_hyvit.graph import model_to_proto
@@ -172,22 +172,3 @@ def test_free_sizes_are_those_of_the_data_and_may_differ_between_samples():
     for feed in feeds[:4]:
         exact, found = (make_session(model).run(feed)["y"] for model in (proto, result.model))
         assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()
-
-
-def test_a_stem_that_goes_back_to_float_after_planning_loses_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan pads its channels for int8; mixed precision decides later."""
-    body = "g (float[1,3,32,32] x) => (float[1,32,30,30] y) { c = Conv(x, w) r = Relu(c) y = Conv(r, v) }"
-    proto = model_to_proto(parse(body, w=weight(16, 3, 3, 3), v=weight(32, 16, 1, 1)))
-    stem = proto.graph.node[0].name
-    data = {"x": np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)}
-    config = QuantConfig(recipe="minmax", target="ort-x86", objective="size", threads=1)
-    assert "Pad" in {
-        node.op_type for node in onnx_hyvit.quantize(proto, calibration=data, config=config).model.graph.node
-    }
-    fit = api.fit_precision
-    monkeypatch.setattr(
-        api, "fit_precision", lambda work, _, more, **rest: fit(work, more({stem: "test"}), more, **rest)
-    )
-    result = onnx_hyvit.quantize(proto, calibration=data, config=config)
-    assert result.report["plan"]["float_nodes"][stem] == "test"
-    assert "Pad" not in {node.op_type for node in result.model.graph.node}
