@@ -322,9 +322,9 @@ def _check_report(path: Path | None, *inputs: str | Path, draws: bool = False) -
     """Refuse a page that cannot be written, before the work that it is about."""
     if path is None:
         return
-    from .api import check_output
     from .errors import OutputError
     from .report import require_matplotlib
+    from .request import check_output
 
     for other in inputs:
         if path.absolute() == Path(other).absolute():

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from .api import check_output, quantize
+from .api import quantize
 from .calibration import Preprocess
 from .config import QuantConfig
 from .errors import CalibrationError, ConfigError, HyvitError, OutputError
 from .graph.io import write_bytes
 from .processor import find_target
 from .recipes import RECIPES, Recipe, find_recipe, with_weighting
+from .request import check_output
 from .runtime import Progress
 from .tasks import Lost, Workers, check_jobs, local_processes, run_tasks, threads_each
 

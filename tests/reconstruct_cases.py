@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from qdq_graphs import parse, weight
 
-from onnx_hyvit.api import adapted_target, open_calibration, prepare
 from onnx_hyvit.calibrate import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.placement import make_plan
+from onnx_hyvit.prepared import prepare
 from onnx_hyvit.recipes import find_recipe
 from onnx_hyvit.reconstruct import give_biases
+from onnx_hyvit.request import adapted_target, open_calibration
 
 GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
     c = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(c)

@@ -14,8 +14,8 @@ from qdq_graphs import parse, weight
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, ModelError, OutputError, QuantConfig
 from onnx_hyvit import calibration as calib
-from onnx_hyvit.api import input_shapes
 from onnx_hyvit.graph import model_to_proto
+from onnx_hyvit.request import input_shapes
 from onnx_hyvit.runtime import make_session
 
 

@@ -14,7 +14,6 @@ from qdq_graphs import parse, weight
 
 import onnx_hyvit
 from onnx_hyvit import gelus as step
-from onnx_hyvit.api import adapted_target, open_calibration, prepare
 from onnx_hyvit.backward import choose_loss
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.errors import ConfigError
@@ -22,8 +21,10 @@ from onnx_hyvit.gelus import choose_gelus, replace_gelus
 from onnx_hyvit.graph import load_model, model_to_proto
 from onnx_hyvit.numerics import Histogram
 from onnx_hyvit.planning import decide
+from onnx_hyvit.prepared import prepare
 from onnx_hyvit.recipes import find_recipe
 from onnx_hyvit.reconstruct import Divergence
+from onnx_hyvit.request import adapted_target, open_calibration
 from onnx_hyvit.runtime import make_session
 from onnx_hyvit.scales import Work
 

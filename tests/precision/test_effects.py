@@ -8,7 +8,6 @@ import pytest
 from onnx import helper, numpy_helper
 from qdq_graphs import parse, weight
 
-from onnx_hyvit.api import adapted_target, open_calibration, prepare
 from onnx_hyvit.backward import choose_loss
 from onnx_hyvit.calibrate import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
@@ -18,8 +17,10 @@ from onnx_hyvit.numerics import fake_quantize
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.precision import Effects, Rounding, measure_effects
 from onnx_hyvit.precision.choose import _State
+from onnx_hyvit.prepared import prepare
 from onnx_hyvit.recipes import find_recipe
 from onnx_hyvit.reconstruct import Divergence
+from onnx_hyvit.request import adapted_target, open_calibration
 from onnx_hyvit.runtime import make_session
 
 GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {

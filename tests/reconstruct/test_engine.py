@@ -10,7 +10,6 @@ import pytest
 from reconstruct_cases import DATA, graph, prepared_for
 
 import onnx_hyvit
-from onnx_hyvit.api import open_calibration
 from onnx_hyvit.blocks import find_structure
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.graph import load_model, model_to_proto
@@ -22,6 +21,7 @@ from onnx_hyvit.reconstruct.layers import parameters_of
 from onnx_hyvit.reconstruct.objective import Objective
 from onnx_hyvit.reconstruct.sweep import Sweep
 from onnx_hyvit.reconstruct.trial import make_trial
+from onnx_hyvit.request import open_calibration
 from onnx_hyvit.runtime import make_session, observe_shapes
 from onnx_hyvit.tasks import local_processes
 

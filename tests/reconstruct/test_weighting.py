@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import onnx_hyvit
-from onnx_hyvit.api import open_calibration
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.recipes import SCALES_ONLY, Reconstruction, find_recipe, with_weighting
 from onnx_hyvit.reconstruct import BlockCache, reconstruct, run_key
 from onnx_hyvit.reconstruct import engine as engine_module
 from onnx_hyvit.reconstruct.weighting import Split, compare_weightings, metrics_of, split_samples
+from onnx_hyvit.request import open_calibration
 
 AUTO = Reconstruction(metric="auto", confirm=False)
 
