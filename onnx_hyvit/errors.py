@@ -21,6 +21,12 @@ def printable(text: object) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), line)
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception of another library says, on one line of at most 240 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
 class HyvitError(Exception):
     """Base of every error that this package raises on purpose; ``str`` of it is one printable line."""
 

@@ -18,7 +18,7 @@ from .api import quantize
 from .calibration import Preprocess
 from .config import QuantConfig
 from .errors import CalibrationError, ConfigError, HyvitError, OutputError
-from .graph.io import write_bytes
+from .graph.write import write_bytes
 from .processor import find_target
 from .recipes import RECIPES, Recipe, find_recipe, with_weighting
 from .request import check_output

@@ -14,7 +14,7 @@ import pytest
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, QuantConfig
 from onnx_hyvit.config import parse_bytes
-from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.graph.write import write_bytes
 from onnx_hyvit.runtime import live_bytes, samples_that_fit
 
 TOOLS = Path(__file__).parent.parent / "tools"

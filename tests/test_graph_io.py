@@ -10,7 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from onnx_hyvit.errors import ModelError, OutputError
-from onnx_hyvit.graph import io, load_model, model_to_proto, save_proto
+from onnx_hyvit.graph import io, load_model, model_to_proto, save_proto, write
+from onnx_hyvit.graph.check import default_opset
 
 TEXT = """agraph (float[N, 3, 4, 4] image) => (float[N, 2, 4, 4] scores)
   <float[2, 3, 1, 1] w = {1, 2, 3, 4, 5, 6}> { c = Conv(image, w) scores = Relu(c) }"""
@@ -47,7 +48,7 @@ def test_opset_is_raised_and_outputs_stay(opset: int) -> None:
     model = load_model(proto)
     assert model.opset == max(opset, 20)
     after = model_to_proto(model, check=True)
-    assert io.default_opset(after) == model.opset
+    assert default_opset(after) == model.opset
     np.testing.assert_allclose(run(after), run(proto), rtol=1e-6)
 
 
@@ -238,7 +239,7 @@ def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> Non
     size = save_proto(small(), path)
     assert path.stat().st_size == size and os.listdir(tmp_path) == ["out.onnx"]
     onnx.checker.check_model(onnx.load(path))
-    assert path.stat().st_mode & 0o777 == 0o666 & ~io._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~write.umask()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +276,7 @@ def test_models_above_the_limit_get_external_data(tmp_path: Path, monkeypatch: p
     proto = small()
     big = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "unused")
     proto.graph.initializer.append(big)
-    monkeypatch.setattr(io, "PROTO_LIMIT", 1000)
+    monkeypatch.setattr(write, "PROTO_LIMIT", 1000)
     path = tmp_path / "big.onnx"
     size = save_proto(proto, path)
     assert sorted(os.listdir(tmp_path)) == ["big.onnx", "big.onnx.data"]

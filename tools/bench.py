@@ -24,7 +24,7 @@ from speed.report import draw, render, update_readme
 from zoo.machine import cpu_name, has_vnni
 
 from onnx_hyvit.config import QuantConfig
-from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.graph.write import write_bytes
 from onnx_hyvit.processor import target_here
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from kernels.models import build, build_chain
 from zoo.machine import cpu_name, has_vnni
 
 from onnx_hyvit.costs import Profile, Work, fit_kernel, kernel_of_event
-from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.graph.write import write_bytes
 from onnx_hyvit.processor import target_here
 from onnx_hyvit.runtime import make_session, profile_nodes
 

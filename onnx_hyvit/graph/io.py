@@ -1,4 +1,4 @@
-"""Load, check and raise a model; write it back with everything that the graph IR does not carry.
+"""Load a model and raise its opset; turn it back into a proto with everything that the graph IR does not carry.
 
 ``load_model`` accepts a path, bytes or a ``ModelProto`` and returns a ``Model``: a ``gs.Graph`` to edit, and the
 ``Origin`` that holds metadata, doc strings and local functions, which ``model_to_proto`` puts back.
@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,32 +16,18 @@ import onnx.checker
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_graphsurgeon as gs
-from google.protobuf.message import Message
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from ..errors import ModelError, OutputError
+from ..errors import ModelError, one_line
 from ..inference import propagate_shapes
+from .check import check_text, check_usable, default_opset
 from .external_data import check_external_data, check_no_external_data
 from .free_sizes import free_unknown_sizes
 from .int4 import unpack_int4
 
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints to standard output, names from the model included
 
-MIN_OPSET = 7
 DEFAULT_OPSET = 20
-KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-QUANTIZED_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-        "DynamicQuantizeLinear",
-    }
-)
-PROTO_LIMIT = 2**31 - 2**20
 
 
 @dataclass
@@ -111,7 +95,7 @@ def read_proto(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
     try:
         onnx.load_external_data_for_model(proto, str(path.parent))
     except Exception as error:
-        raise ModelError(f"{path}: external data cannot be read ({_one_line(error)})") from error
+        raise ModelError(f"{path}: external data cannot be read ({one_line(error)})") from error
     return proto, str(path)
 
 
@@ -122,25 +106,12 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except Exception as error:
-        raise ModelError(f"{name}: not an ONNX model, or a truncated one ({_one_line(error)})") from error
-    _check_text(proto, name)
+        raise ModelError(f"{name}: not an ONNX model, or a truncated one ({one_line(error)})") from error
+    check_text(proto, name)
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name}: not an ONNX model (no graph in it)")
     free_unknown_sizes(proto)
     return proto
-
-
-def _check_text(message: Message, name: str) -> None:
-    """Refuse strings that are no UTF-8: protobuf hands them out as bytes, which fail in the middle of something."""
-    for entry, value in message.ListFields():
-        many = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        if entry.type == entry.TYPE_MESSAGE:
-            for part in value if many else (value,):
-                _check_text(part, name)
-        elif entry.type == entry.TYPE_STRING:
-            for text in value if many else (value,):
-                if isinstance(text, bytes):
-                    raise ModelError(f"{name}: damaged: {entry.name} {text[:40]!r} is not UTF-8")
 
 
 def model_bytes(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> int:
@@ -174,61 +145,12 @@ def load_model(
         ModelError: Anything that makes the file unusable; the message says what and where.
     """
     proto, name = read_proto(model)
-    _check(proto, name, quantized_ok)
+    check_usable(proto, name, quantized_ok=quantized_ok)
     unpack_int4(proto)  # the graph IR cannot write it
     source_opset = default_opset(proto) or opset
     loaded = _import(_raise_opset(proto, opset, name), name)
     loaded.origin.opset = source_opset
     return loaded
-
-
-def _check(proto: onnx.ModelProto, name: str, quantized_ok: bool) -> None:
-    functions = {(function.domain, function.name) for function in proto.functions}
-    function_domains = {domain for domain, _ in functions}
-    version = default_opset(proto)
-    if version is None:
-        raise ModelError(f"{name}: no opset of the default ONNX domain is imported")
-    if not MIN_OPSET <= version <= onnx.defs.onnx_opset_version():
-        raise ModelError(
-            f"{name}: opset {version} is not supported (expected {MIN_OPSET} to {onnx.defs.onnx_opset_version()}); "
-            "export the model again with opset 17 to 20"
-        )
-    for node in proto.graph.node:
-        if node.op_type in QUANTIZED_OPS and not quantized_ok:
-            raise ModelError(
-                f"{name}: already quantized (node {node.name or node.output[0]!r} is {node.op_type}); "
-                "pass the float model instead"
-            )
-        if node.domain not in KNOWN_DOMAINS and node.domain not in function_domains:
-            raise ModelError(
-                f"{name}: node {node.name or node.op_type!r} uses the custom domain {node.domain!r}, "
-                "whose operators cannot be run here"
-            )
-    _check_types(proto.graph, name)
-    try:
-        onnx.checker.check_model(proto)
-    except ValueError as error:
-        if "exceeds maximum" not in str(error) and "2GB" not in str(error):
-            raise ModelError(f"{name}: invalid model ({_one_line(error)})") from error
-    except Exception as error:
-        raise ModelError(f"{name}: invalid model ({_one_line(error)})") from error
-
-
-def _check_types(graph: onnx.GraphProto, name: str) -> None:
-    """Refuse what the graph IR cannot carry: optional values, and constants of strings."""
-    for kind, values in (("input", graph.input), ("output", graph.output)):
-        for value in values:
-            if value.type.WhichOneof("value") in ("optional_type", "sparse_tensor_type", "map_type"):
-                found = str(value.type.WhichOneof("value")).removesuffix("_type")
-                raise ModelError(f"{name}: {kind} {value.name!r} is of type {found}; expected a tensor")
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.STRING:
-            raise ModelError(f"{name}: constant {tensor.name!r} holds strings; expected numbers")
-
-
-def default_opset(proto: onnx.ModelProto) -> int | None:
-    """Version of the default ONNX domain that ``proto`` imports, or None."""
-    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
 def _raise_opset(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
@@ -241,7 +163,7 @@ def _raise_opset(proto: onnx.ModelProto, opset: int, name: str) -> onnx.ModelPro
     except Exception as error:
         if version >= 13:
             return proto  # usable as it is: passes and Q/DQ insertion ask for the opset they need
-        raise ModelError(f"{name}: opset {version} cannot be raised to {opset} ({_one_line(error)})") from error
+        raise ModelError(f"{name}: opset {version} cannot be raised to {opset} ({one_line(error)})") from error
     raised.ir_version = max(proto.ir_version, 9)
     return raised
 
@@ -263,7 +185,7 @@ def _import(proto: onnx.ModelProto, name: str) -> Model:
     try:
         graph = gs.import_onnx(inferred)
     except Exception as error:
-        raise ModelError(f"{name}: the graph cannot be imported ({_one_line(error)})") from error
+        raise ModelError(f"{name}: the graph cannot be imported ({one_line(error)})") from error
     graph.functions = []  # they stay in the skeleton, untouched; sorting them never ends where the graph has bodies
     _drop_initializer_inputs(graph)
     _name_nodes(graph)
@@ -319,7 +241,7 @@ def model_to_proto(model: Model, *, check: bool = False) -> onnx.ModelProto:
     try:
         proto = gs.export_onnx(model.graph, do_type_check=False)
     except Exception as error:
-        raise ModelError(f"{model.path}: the graph cannot be written ({_one_line(error)})") from error
+        raise ModelError(f"{model.path}: the graph cannot be written ({one_line(error)})") from error
     skeleton = model.origin.skeleton
     for key in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(proto, key, getattr(skeleton, key))
@@ -339,7 +261,7 @@ def model_to_proto(model: Model, *, check: bool = False) -> onnx.ModelProto:
         try:
             onnx.checker.check_model(proto, full_check=True)
         except Exception as error:
-            raise ModelError(f"{model.path}: the rewritten graph is invalid ({_one_line(error)})") from error
+            raise ModelError(f"{model.path}: the rewritten graph is invalid ({one_line(error)})") from error
     return proto
 
 
@@ -363,82 +285,3 @@ def _restore_node_docs(proto: onnx.ModelProto, origin: Origin) -> None:
             node.doc_string = old.doc_string
             del node.metadata_props[:]
             node.metadata_props.extend(old.metadata_props)
-
-
-def save_proto(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> int:
-    """Write ``proto`` to ``path`` atomically: a temporary file beside it, flushed, then renamed.
-
-    A model above protobuf's 2 GiB limit is written with one external-data file ``<name>.data`` beside it.
-
-    Args:
-        proto: Model to write.
-        path: Destination; its folder must exist.
-
-    Returns:
-        Bytes written, external data included.
-
-    Raises:
-        OutputError: The folder is missing or read-only, or the disk is full; nothing is left behind.
-    """
-    destination = Path(path)
-    if not destination.parent.is_dir():
-        raise OutputError(f"{destination}: the folder {destination.parent} does not exist")
-    if destination.is_dir():
-        raise OutputError(f"{destination}: is a folder, expected a file name")
-    size = 0
-    if proto.ByteSize() > PROTO_LIMIT:
-        size += _write_external(proto, destination)
-    data = proto.SerializeToString(deterministic=True)
-    write_bytes(destination, data)
-    return size + len(data)
-
-
-def _write_external(proto: onnx.ModelProto, destination: Path) -> int:
-    name = destination.name + ".data"
-    parts: list[bytes] = []
-    offset = 0
-    for tensor in proto.graph.initializer:
-        if not tensor.HasField("raw_data") or len(tensor.raw_data) < 1024:
-            continue
-        raw = tensor.raw_data
-        onnx.external_data_helper.set_external_data(tensor, name, offset, len(raw))
-        tensor.ClearField("raw_data")
-        parts.append(raw)
-        offset += len(raw)
-    write_bytes(destination.with_name(name), b"".join(parts))
-    return offset
-
-
-def write_bytes(destination: Path, data: bytes) -> None:
-    """Write ``data`` to ``destination`` through a temporary file and a rename, so that no partial file is ever seen.
-
-    Raises:
-        OutputError: The file cannot be written; the temporary file is removed (on Ctrl-C too).
-    """
-    # named before it exists: Ctrl-C may come as soon as it does
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}.part")
-    try:
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, destination)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OutputError(f"{destination}: cannot be written ({error.strerror or error})") from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."

@@ -17,7 +17,8 @@ import onnx
 from ..errors import ModelError
 from ..graph.fix_shapes import fix_shapes, free_inputs
 from ..graph.int4 import is_int4
-from ..graph.io import read_proto, save_proto
+from ..graph.io import read_proto
+from ..graph.write import save_proto
 from ..graph.zero_points import add_zero_points
 from ..runtime import Conversion, convert_to_ort, make_session, observe_shapes, parse_operators, sums_saturate
 from ..version import __version__

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+from ..graph.write import umask
 
 
 @contextmanager
@@ -39,10 +40,8 @@ def staged_folder(destination: Path) -> Iterator[Path]:
 
 
 def _move(staged: Path, destination: Path) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
     try:
-        os.chmod(staged, 0o777 & ~mask)
+        os.chmod(staged, 0o777 & ~umask())
         if not destination.exists():
             os.replace(staged, destination)
             return

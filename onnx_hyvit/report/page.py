@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..graph.io import write_bytes
+from ..graph.write import write_bytes
 from .blocks import gather_blocks
 from .details import advice_section, block_section, gelu_section, precision_section
 from .html import Markup, element, join

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from ..errors import ModelError, ValidationError
+from ..errors import ModelError, ValidationError, one_line
 from ..kernel_audit import Audit, audit
 from ..runtime import OptimizationLevel, RuntimeFailure, make_session, sums_saturate
 from .fused import compare_level, run_unfused
@@ -68,9 +68,9 @@ def _check_proto(proto: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except ValueError as error:
         if "2GB" not in str(error) and "exceeds maximum" not in str(error):
-            raise ValidationError(f"onnx.checker refuses the model: {_one_line(error)}") from error
+            raise ValidationError(f"onnx.checker refuses the model: {one_line(error)}") from error
     except Exception as error:
-        raise ValidationError(f"onnx.checker refuses the model: {_one_line(error)}") from error
+        raise ValidationError(f"onnx.checker refuses the model: {one_line(error)}") from error
 
 
 def _check_interface(proto: onnx.ModelProto, reference: onnx.ModelProto) -> None:
@@ -164,8 +164,3 @@ def _from_audit(report: Audit) -> list[Finding]:
     findings += [Finding("float-layer", kernel.node, kernel.detail) for kernel in report.float_int8_weights]
     findings += [Finding("orphan-pair", kernel.node, kernel.detail) for kernel in report.orphan_pairs]
     return findings
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_hyvit.graph.io import write_bytes
+from onnx_hyvit.graph.write import write_bytes
 
 TITLES = {
     "float": "float",
