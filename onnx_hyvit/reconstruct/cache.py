@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import OutputError
+from ..graph.write import write_bytes
 from ..numerics import QParams, QuantSpec
 from .block import BlockResult
 from .search_ranges import RangeChoice
@@ -66,14 +68,13 @@ class BlockCache:
             return None
 
     def store(self, index: int, result: BlockResult) -> None:
-        """Keep a result; written to a temporary file first, so that a reader sees all of it or nothing."""
+        """Keep a result."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **_pack(result))
-            os.replace(temporary, self._path(index))
-        except OSError as error:
+            stream = io.BytesIO()
+            np.savez(stream, allow_pickle=False, **_pack(result))
+            write_bytes(self._path(index), stream.getvalue())
+        except (OSError, OutputError) as error:
             logger.debug("block %d is not cached: %s", index, error)
 
     def remove(self) -> None:
