@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from ..blocks import Block
@@ -15,6 +15,11 @@ SEARCH_ELEMENTS = 1 << 26  # of all tensors of a block, times its ranges, times 
 LEAST_SAMPLES = 16
 RERANK_ELEMENTS = 1 << 33  # of all tensors of a block and behind it, times its ranges, times candidates, times samples
 LEAST_RERANKED = 8  # with fewer samples, the block's error alone decides
+
+
+def samples_in(shapes: Mapping[str, tuple[int, ...]], inputs: Iterable[str]) -> int:
+    """Samples that tensors of these shapes hold, by the model's inputs: some may have one row for all of them."""
+    return max((shapes[name][0] for name in inputs if shapes.get(name)), default=1)
 
 
 class SearchCost:
@@ -32,7 +37,7 @@ class SearchCost:
             shapes: Concrete shape of every tensor.
         """
         made = {node.name: [tensor.name for tensor in node.outputs] for node in model.graph.nodes}
-        rows = max((shapes[tensor.name][0] for tensor in model.graph.inputs if shapes.get(tensor.name)), default=1)
+        rows = samples_in(shapes, (tensor.name for tensor in model.graph.inputs))
         names = [[name for node in block.nodes for name in made.get(node, ())] for block in blocks]
         self._elements = [sum(math.prod(shapes.get(name, ())) for name in block) // rows for block in names]
         self._ranges = [sum(name in plan.activations and name not in plan.tied for name in block) for block in names]

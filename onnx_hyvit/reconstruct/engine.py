@@ -21,7 +21,7 @@ from ..recipes import Reconstruction
 from ..runtime import Progress
 from ..tasks import Workers
 from .block import BlockResult
-from .budget import SearchCost
+from .budget import SearchCost, samples_in
 from .cache import BlockCache
 from .divergence import Divergence, is_worse
 from .layers import find_layers
@@ -227,7 +227,7 @@ def _batches_that_fit(
     """Batches of ``source``, at least one, whose float and quantized tensors between blocks fit into ``max_memory``."""
     batches: list[dict[str, np.ndarray]] = []
     held = 8 * _widest_crossing(blocks, shapes)
-    rows = max((shapes[info.name][0] for info in source.inputs if shapes.get(info.name)), default=1)
+    rows = samples_in(shapes, (info.name for info in source.inputs))
     taken = 0
     for samples, feeds in source:
         taken += len(samples)
