@@ -108,14 +108,7 @@ def choose_granularity(
     logit_sites = find_logit_sites(model, plan, "shift" in folds) if rule == "search" and "logits" in folds else []
     covered = {name for site in fold_sites for name in site.carriers}
     sites = [site for site in _FINDERS[rule](model, plan) if site.tensor not in covered]
-    axes = {site.tensor: site.axis for site in sites}
-    for site in fold_sites:
-        axes[site.tensor] = site.axis
-        if site.kind == "values":
-            maker = _node(model, site.maker)
-            axes[maker.outputs[0].name] = channel_axis(maker)
-    for logits in logit_sites:
-        axes |= {operand.tensor: operand.axis for operand in (logits.query, logits.key)}
+    axes = _channel_axes(model, sites, fold_sites, logit_sites)
     if not axes:
         return Granularity(0, (), ())
     observers = collect(
@@ -135,6 +128,22 @@ def choose_granularity(
     gains, added = _gain(model, rule, sites, {name: each.shifted() for name, each in moments.items()}, widths)
     chosen = [Choice(site.tensor, site.side, site.fold) for site in sites if site.tensor in gains]
     return Granularity(len(sites) + len(fold_sites) + len(logit_sites), (*chosen, *folded), added)
+
+
+def _channel_axes(
+    model: Model, sites: Sequence[GainSite], fold_sites: Sequence[FoldSite], logit_sites: Sequence[LogitSite]
+) -> dict[str, int]:
+    """Tensors that are observed, and the axis of the channels of each."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    axes = {site.tensor: site.axis for site in sites}
+    for site in fold_sites:
+        axes[site.tensor] = site.axis
+        if site.kind == "values":
+            maker = nodes[site.maker]
+            axes[maker.outputs[0].name] = channel_axis(maker)
+    for logits in logit_sites:
+        axes |= {operand.tensor: operand.axis for operand in (logits.query, logits.key)}
+    return axes
 
 
 def _gain(
@@ -169,9 +178,9 @@ def _fold(
         if found is not None:
             logits.append((pair, *found))
             moments |= _after_logits(pair, *found, moments)
-    folds = []
+    folds, nodes = [], {node.name: node for node in model.graph.nodes}
     for site in sites:
-        values = _rounded_values(model, plan, site, moments)
+        values = _rounded_values(nodes[site.maker], plan, site, moments)
         fold = choose_fold(model, site, moments[site.tensor], widths.levels, widths.weight_max, values)
         if fold is not None:
             folds.append((site, fold))
@@ -197,10 +206,10 @@ def _after_logits(
 
 
 def _rounded_values(
-    model: Model, plan: Plan, site: FoldSite, moments: Mapping[str, ChannelMoments]
+    maker: gs.Node, plan: Plan, site: FoldSite, moments: Mapping[str, ChannelMoments]
 ) -> RoundedValues | None:
     """What is known of an attention's values, where they are rounded before its product."""
-    tensor = _node(model, site.maker).outputs[0].name
+    tensor = maker.outputs[0].name
     if site.kind != "values" or tensor not in plan.activations:
         return None
     rows, all_rows = np.array(site.rows), moments[tensor]
@@ -210,10 +219,6 @@ def _rounded_values(
     result = moments[site.tensor]
     kept = (result.power - np.square(result.mean)).sum() / max((mine.power - np.square(mine.mean)).sum(), 1e-12)
     return RoundedValues(mine, rest, float(min(kept, 1.0)))
-
-
-def _node(model: Model, name: str) -> gs.Node:
-    return next(node for node in model.graph.nodes if node.name == name)
 
 
 def _smooth_gains(
