@@ -12,6 +12,7 @@ import onnx
 from . import calibration as calib
 from .errors import ModelError
 from .graph.io import model_bytes, read_proto
+from .graph.lookup import Lookup
 from .kernel_audit import audit
 from .labels import labels_of, load_labels
 from .runtime import Session, benchmark, make_session
@@ -263,29 +264,24 @@ def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source
 
 def _shared_tensors(reference: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, str]:
     """Float tensor -> the tensor of the int8 graph to compare with, in the float graph's order."""
-    made = {output for node in quantized.graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in quantized.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    pairs = {}
+    view, pairs = Lookup(quantized.graph), {}
     for node in reference.graph.node:
         if node.op_type in ("Constant", "Shape"):
             continue
         for name in node.output:
-            if name in made:
-                pairs[name] = _dequantized(name, readers)
+            if name in view.makers:
+                pairs[name] = _dequantized(name, view)
     return pairs
 
 
-def _dequantized(name: str, readers: dict[str, list[onnx.NodeProto]]) -> str:
-    for node in readers.get(name, ()):
+def _dequantized(name: str, view: Lookup) -> str:
+    for node in view.readers.get(name, ()):
         if node.op_type == "QuantizeLinear" and node.input[0] == name:
             codes = node.output[0]
-            for reader in readers.get(codes, ()):
+            for reader in view.readers.get(codes, ()):
                 if reader.op_type == "Clip":
                     codes = reader.output[0]
-            for reader in readers.get(codes, ()):
+            for reader in view.readers.get(codes, ()):
                 if reader.op_type == "DequantizeLinear":
                     return reader.output[0]
     return name

@@ -14,6 +14,7 @@ import onnx
 
 from .graph.float_types import FloatTypes, find_float_types
 from .graph.io import read_proto
+from .graph.lookup import Lookup
 from .runtime import optimized_model
 
 INT8_KERNELS = frozenset(
@@ -216,26 +217,16 @@ def _float_int8_weights(kernels: list[Kernel], graph: onnx.GraphProto) -> list[K
     ]
 
 
-def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    return readers
-
-
 def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
-    initializers = {tensor.name for tensor in graph.initializer}
-    readers = _readers(graph)
-    outputs = {value.name for value in graph.output}
+    view = Lookup(graph)
     found = []
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in initializers:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in view.constants:
             continue
-        users = readers.get(node.output[0], [])
+        users = view.readers.get(node.output[0], [])
         if node.input[0] in excused.tensors or any(original_name(u.name, names) in excused.layers for u in users):
             continue
-        if users or node.output[0] in outputs:
+        if users or node.output[0] in view.outputs:
             reader = users[0].op_type if users else "graph output"
             detail = f"{node.input[0]}, read by {reader}"
             found.append(Kernel(original_name(node.name, names), node.op_type, True, detail))
@@ -243,15 +234,14 @@ def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str], excus
 
 
 def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
-    readers = _readers(graph)
-    outputs = {value.name for value in graph.output}
+    view = Lookup(graph)
     found = []
     for node in graph.node:
-        if node.op_type != "QuantizeLinear" or node.output[0] in outputs:
+        if node.op_type != "QuantizeLinear" or node.output[0] in view.outputs:
             continue
-        users = readers.get(node.output[0], [])
+        users = view.readers.get(node.output[0], [])
         while len(users) == 1 and users[0].op_type == "Clip":
-            users = readers.get(users[0].output[0], [])
+            users = view.readers.get(users[0].output[0], [])
         if all(user.op_type == "DequantizeLinear" for user in users):
             name = original_name(node.name, names)
             ours = name in names  # else the layout pass of the runtime put it there: exact, and not ours to remove

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from .int4 import is_int4
+from .lookup import Lookup
 
 WIDE_CODES = (TensorProto.INT16, TensorProto.UINT16)
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -48,16 +49,8 @@ def find_float_types(graph: onnx.GraphProto) -> FloatTypes:
     return FloatTypes(frozenset(layers), frozenset(tensors), frozenset(pairs))
 
 
-class _View:
-    """Lookup tables of a graph."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.makers = {name: node for node in graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
+class _View(Lookup):
+    """Tables of a graph, and what its codes are."""
 
     def is_wide(self, node: onnx.NodeProto) -> bool:
         """Whether a Q or DQ has 16-bit codes, by its zero point."""
@@ -85,7 +78,7 @@ class _View:
 
     def quantizers(self, name: str) -> Iterator[str]:
         """Names of the QuantizeLinear nodes behind a tensor, perhaps behind its bias and its Relu or Clip."""
-        for reader in self._readers.get(name, []):
+        for reader in self.readers.get(name, []):
             if reader.op_type == "QuantizeLinear":
                 yield reader.name
             elif reader.op_type in ("Add", "Relu", "Clip"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from ..graph.int4 import int4_codes, is_int4
+from ..graph.int4 import is_int4
+from ..graph.lookup import Lookup
 from .target import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -35,21 +35,6 @@ class Breach:
         return f"{self.node}: {self.problem}; {self.advice}"
 
 
-@dataclass(frozen=True)
-class _View:
-    """Lookup tables of a graph: initializers, who writes and who reads a tensor."""
-
-    constants: dict[str, onnx.TensorProto]
-    producers: dict[str, onnx.NodeProto]
-    readers: dict[str, list[onnx.NodeProto]]
-
-    def value(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
-        tensor = self.constants.get(node.input[index]) if len(node.input) > index else None
-        if tensor is not None and is_int4(tensor):
-            return int4_codes(tensor)
-        return None if tensor is None else numpy_helper.to_array(tensor)
-
-
 def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
     """Where ``proto`` breaks the rules of ``target``: opset, shapes, types, schemes, granularity, pairs, operators.
 
@@ -60,7 +45,7 @@ def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
     Returns:
         The breaches in graph order; empty when there is none.
     """
-    view = _view(proto.graph)
+    view = Lookup(proto.graph)
     breaches = [*_check_opset(proto, target), *_check_shapes(proto, view, target)]
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear":
@@ -72,15 +57,6 @@ def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
         elif node.op_type in _FUSED and node.op_type in target.float:
             breaches += _check_operator(node, view, target)
     return breaches
-
-
-def _view(graph: onnx.GraphProto) -> _View:
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    producers = {name: node for node in graph.node for name in node.output}
-    return _View({tensor.name: tensor for tensor in graph.initializer}, producers, readers)
 
 
 def _again(target: Target) -> str:
@@ -95,7 +71,7 @@ def _check_opset(proto: onnx.ModelProto, target: Target) -> Iterator[Breach]:
         yield Breach("model", problem, "export the float model with such an opset and quantize it again")
 
 
-def _check_shapes(proto: onnx.ModelProto, view: _View, target: Target) -> Iterator[Breach]:
+def _check_shapes(proto: onnx.ModelProto, view: Lookup, target: Target) -> Iterator[Breach]:
     if not target.fixed_shapes:
         return
     for value in proto.graph.input:
@@ -106,8 +82,8 @@ def _check_shapes(proto: onnx.ModelProto, view: _View, target: Target) -> Iterat
             yield Breach(value.name, f"the input has free dimensions, {target.name} takes fixed shapes only", advice)
 
 
-def _check_activation(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
-    zero_point = view.value(node, 2)
+def _check_activation(node: onnx.NodeProto, view: Lookup, target: Target) -> Iterator[Breach]:
+    zero_point = view.operand(node, 2)
     found = "uint8" if zero_point is None else str(zero_point.dtype)
     if found not in target.activation_dtypes:
         yield Breach(node.name, f"activation is {found}, {target.name} takes {target.activation.dtype}", _again(target))
@@ -118,8 +94,8 @@ def _check_activation(node: onnx.NodeProto, view: _View, target: Target) -> Iter
             yield Breach(node.name, problem, _again(target))
 
 
-def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
-    codes, scale, zero_point = (view.value(node, index) for index in range(3))
+def _check_initializer(node: onnx.NodeProto, view: Lookup, target: Target) -> Iterator[Breach]:
+    codes, scale, zero_point = (view.operand(node, index) for index in range(3))
     if codes is None or scale is None:
         return
     narrow = is_int4(view.constants[node.input[0]])
@@ -149,7 +125,7 @@ def _check_initializer(node: onnx.NodeProto, view: _View, target: Target) -> Ite
         yield Breach(node.name, problem, _again(target))
 
 
-def _layer_behind(node: onnx.NodeProto, view: _View) -> onnx.NodeProto | None:
+def _layer_behind(node: onnx.NodeProto, view: Lookup) -> onnx.NodeProto | None:
     """The layer whose weight ``node`` makes, directly or moved."""
     name = node.output[0]
     for reader in view.readers.get(name, []):
@@ -160,14 +136,14 @@ def _layer_behind(node: onnx.NodeProto, view: _View) -> onnx.NodeProto | None:
     return None
 
 
-def _check_equal(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
-    before = view.producers.get(node.input[0])
+def _check_equal(node: onnx.NodeProto, view: Lookup, target: Target) -> Iterator[Breach]:
+    before = view.makers.get(node.input[0])
     while before is not None and before.op_type == "Clip":
-        before = view.producers.get(before.input[0])
+        before = view.makers.get(before.input[0])
     if before is None or before.op_type != "QuantizeLinear":
         return
     for index in (1, 2):
-        mine, other = view.value(node, index), view.value(before, index)
+        mine, other = view.operand(node, index), view.operand(before, index)
         if mine is not None and other is not None and not np.array_equal(mine, other):
             problem = (
                 f"its scale or zero point differs from that of {before.name}, {target.name} takes equal pairs only"
@@ -176,9 +152,9 @@ def _check_equal(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[
             return
 
 
-def _check_operator(node: onnx.NodeProto, view: _View, target: Target) -> Iterator[Breach]:
+def _check_operator(node: onnx.NodeProto, view: Lookup, target: Target) -> Iterator[Breach]:
     """An operator that should stay float, but has Q/DQ pairs on all sides."""
-    inputs = [view.producers.get(name) for name in node.input if name and name not in view.constants]
+    inputs = [view.makers.get(name) for name in node.input if name and name not in view.constants]
     outputs = [reader for name in node.output for reader in view.readers.get(name, [])]
     if not inputs or not outputs or not all(made is not None and made.op_type == "DequantizeLinear" for made in inputs):
         return

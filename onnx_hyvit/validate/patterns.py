@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from ..graph.int4 import is_int4
-from ..graph.region import names_read_by_bodies
+from ..graph.lookup import Lookup
 
 FUSED_OPS = frozenset(
     {
@@ -50,31 +49,6 @@ class Finding:
         return f"{self.kind}: {self.node}: {self.message}"
 
 
-@dataclass
-class _View:
-    """Lookup tables of a graph."""
-
-    constants: dict[str, onnx.TensorProto]
-    producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
-    readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-    outputs: set[str] = field(default_factory=set)
-
-    def value(self, name: str) -> np.ndarray | None:
-        tensor = self.constants.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
-
-
-def _view(graph: onnx.GraphProto) -> _View:
-    view = _View({tensor.name: tensor for tensor in graph.initializer}, outputs={value.name for value in graph.output})
-    for node in graph.node:
-        view.producer.update((name, node) for name in node.output if name)
-        for name in {*node.input, *names_read_by_bodies(node)}:
-            view.readers.setdefault(name, []).append(node)
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            view.constants[node.output[0]] = node.attribute[0].t
-    return view
-
-
 def find_patterns(proto: onnx.ModelProto) -> list[Finding]:
     """Patterns of ``proto`` that fail, give wrong values, or cost an int8 kernel, in graph order.
 
@@ -82,7 +56,7 @@ def find_patterns(proto: onnx.ModelProto) -> list[Finding]:
     fails), or right behind one; scales that are not positive and finite; a bias whose scale is not the product of its
     activation's and weight's scales (integer kernels imply that product); Q or DQ that nothing reads.
     """
-    view = _view(proto.graph)
+    view = Lookup(proto.graph)
     findings: list[Finding] = []
     for node in proto.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -94,7 +68,7 @@ def find_patterns(proto: onnx.ModelProto) -> list[Finding]:
     return findings
 
 
-def _check_pair(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
+def _check_pair(node: onnx.NodeProto, view: Lookup) -> Iterator[Finding]:
     scale = view.value(node.input[1])
     if scale is not None and not (np.isfinite(scale).all() and (scale > 0).all()):
         yield Finding("bad-scale", node.name, "its scale is not positive and finite", fatal=True)
@@ -113,13 +87,13 @@ def _check_pair(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
                     "per-channel-activation", node.name, f"{message}: int8 kernels take one scale", fatal=True
                 )
     else:
-        producer = view.producer.get(node.input[0])
+        producer = view.makers.get(node.input[0])
         if producer is not None and producer.op_type in FUSED_OPS:
             message = f"scale per channel right behind {producer.op_type} {producer.name!r}"
             yield Finding("per-channel-activation", node.name, f"{message}: int8 kernels take one scale", fatal=True)
 
 
-def _check_bias(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
+def _check_bias(node: onnx.NodeProto, view: Lookup) -> Iterator[Finding]:
     pairs = [_dequantizer(name, view) for name in node.input[:3]]
     if len(pairs) < 2 or pairs[0] is None or pairs[1] is None or pairs[1].input[0] not in view.constants:
         return
@@ -142,8 +116,8 @@ def _check_bias(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
             yield Finding("bias-scale", node.name, message, fatal=True)
 
 
-def _check_clip(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
-    producer = view.producer.get(node.input[0])
+def _check_clip(node: onnx.NodeProto, view: Lookup) -> Iterator[Finding]:
+    producer = view.makers.get(node.input[0])
     if producer is None or producer.op_type != "QuantizeLinear" or len(producer.input) < 3:
         return
     zero_point = view.constants.get(producer.input[2])
@@ -151,12 +125,12 @@ def _check_clip(node: onnx.NodeProto, view: _View) -> Iterator[Finding]:
         yield Finding("signed-clip", node.name, "on x86 a Clip of int8 codes keeps the layer before it in float")
 
 
-def _dequantizer(name: str, view: _View) -> onnx.NodeProto | None:
-    node = view.producer.get(name)
+def _dequantizer(name: str, view: Lookup) -> onnx.NodeProto | None:
+    node = view.makers.get(name)
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _behind_relu(name: str, view: _View) -> list[onnx.NodeProto]:
+def _behind_relu(name: str, view: Lookup) -> list[onnx.NodeProto]:
     readers = view.readers.get(name, [])
     if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
         return view.readers.get(readers[0].output[0], [])
