@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_deploy, display, display_many, interrupts
+from . import cli_deploy, display, display_compared, display_many, display_quantized, interrupts
 from .cli_options import (
     DataOption,
     FloatModel,
@@ -173,7 +173,7 @@ def quantize(
         show([result.to_dict() for result in results], display_many.quantized, as_json, quiet)
         fail_for([(result.error, 1 if result.internal else 2) for result in results if result.error is not None])
     else:
-        show(found, display.quantized, as_json, quiet)
+        show(found, display_quantized.quantized, as_json, quiet)
 
 
 @app.command()
@@ -183,7 +183,7 @@ def inspect(model: ModelArgument, as_json: JsonFlag = False, verbose: VerboseFla
         from . import api
 
         report = api.inspect(model)
-    show(report, display.inspected, as_json, False)
+    show(report, display_quantized.inspected, as_json, False)
 
 
 @app.command()
@@ -232,7 +232,7 @@ def compare(
             progress=update,
         )
         _write_report(report, result)
-    show(result, display.compared, as_json, quiet)
+    show(result, display_compared.compared, as_json, quiet)
     for what, found, least in (
         ("top-1 agreement", result["top1_agreement"], min_agreement),
         ("speed-up", result["latency"]["speedup"], min_speedup),
@@ -292,7 +292,7 @@ def demo(
             output, models, progress=update, evidence=report is not None, say=None if as_json else display.say
         )
         _write_report(report, result)
-    show(result, display.demonstrated, as_json, False)
+    show(result, display_compared.demonstrated, as_json, False)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from onnx_hyvit import display
+from onnx_hyvit import display_quantized
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from onnx_hyvit import display
 def test_it_says_whether_a_reconstruction_is_used(before: float, after: float, kept: bool, words: str) -> None:
     text = io.StringIO()
     found = {"weighting": "mse", "blocks": [], "divergence_before": before, "divergence_after": after, "kept": kept}
-    display._reconstruction(Console(file=text, width=200), found)
+    display_quantized._reconstruction(Console(file=text, width=200), found)
     line = next(line for line in text.getvalue().splitlines() if "divergence" in line)
     assert line.endswith(words)
 
@@ -31,7 +31,7 @@ def test_it_says_how_weightings_compared(held_out: bool) -> None:
     text = io.StringIO()
     found = {"weighting": "mse", "blocks": [], "divergence_before": 0.2, "divergence_after": 0.1, "kept": True}
     found["compared"] = {"samples": 32, "held_out": held_out, "divergence": {"mse": 0.01234, "fisher": 0.02}}
-    display._reconstruction(Console(file=text, width=200), found)
+    display_quantized._reconstruction(Console(file=text, width=200), found)
     where = "32 samples held out" if held_out else "32 samples, too few to hold some out"
     assert f"on {where}: mse 0.0123, fisher 0.02" in text.getvalue()
 
@@ -39,9 +39,9 @@ def test_it_says_how_weightings_compared(held_out: bool) -> None:
 def test_it_says_what_became_of_the_gelus() -> None:
     text = io.StringIO()
     entries = [{"replaced": True}, {"replaced": False}]
-    display._gelus(Console(file=text, width=200), {"nodes": entries, "saved_us": 420.0, "divergence": 3e-5})
+    display_quantized._gelus(Console(file=text, width=200), {"nodes": entries, "saved_us": 420.0, "divergence": 3e-5})
     assert "1 of 2 GELUs" in text.getvalue() and "0.42 ms less" in text.getvalue() and "3e-05" in text.getvalue()
     nothing = io.StringIO()
     for found in (None, {"nodes": entries[1:], "saved_us": 0.0, "divergence": 0.0}):
-        display._gelus(Console(file=nothing, width=200), found)
+        display_quantized._gelus(Console(file=nothing, width=200), found)
     assert not nothing.getvalue()

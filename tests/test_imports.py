@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "validate": {"graph", "runtime", "numerics", "kernel_audit"},
     "comparison": {"graph", "runtime", "calibration", "kernel_audit", "validate", "labels"},
     "display": set(),
+    "display_quantized": {"display"},
+    "display_compared": {"display", "display_quantized"},
     "display_deploy": {"display"},
     "interrupts": set(),
     "cli_options": set(),
@@ -164,7 +166,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
-    "rich": {"display", "display_deploy", "display_debug"},
+    "rich": {"display", "display_compared", "display_debug", "display_deploy", "display_quantized"},
     "typer": {"cli", "cli_deploy", "cli_options", "cli_output"},
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis", "costs"}
     | {"precision"},

@@ -15,7 +15,7 @@ from test_mixed_precision import DATA, GRAPH, weights
 
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
-from onnx_hyvit.display import _limit
+from onnx_hyvit.display_quantized import _limit
 from onnx_hyvit.errors import CalibrationError, ConfigError
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.runtime import make_session
