@@ -80,7 +80,8 @@ class QuantConfig:
             single sample always runs. None: 512 MiB for each run, whatever the batch.
         threads: Threads that ONNX Runtime may use, 1 to 1024.
         opset: Opset of the result, 17 to 23; a model that is already higher keeps its own.
-        residual: Residual additions: ``auto`` (the target's rule), ``float`` or ``int8``.
+        residual: Residual additions: ``auto`` (weighed by time and error where the recipe weighs precision and the
+            target has costs, else the target's rule), ``float`` or ``int8``.
         activation_type: ``uint8`` or ``int8`` instead of the target's; None keeps it.
         activation_symmetric: Symmetric activations instead of the target's scheme; None keeps it.
         per_channel: One weight scale per output channel where the target has it; False, one per tensor.

@@ -104,6 +104,7 @@ def quantized(report: dict[str, Any]) -> None:
     _float_reasons(out, kept)
     _speed(out, report["speed"])
     _gelus(out, report["gelus"])
+    _residual(out, report["residual"])
     _precision(out, report["precision"])
     _reconstruction(out, report["reconstruction"])
     kernels(out, report["audit"])
@@ -148,6 +149,18 @@ def _gelus(out: Console, found: dict[str, Any] | None) -> None:
             f"  {replaced} of {len(found['nodes'])} GELUs between int8 layers became x sigmoid(c x) in int8: about "
             f"{found['saved_us'] / 1e3:.2f} ms less, for a divergence of {found['divergence']:.2g} by themselves"
         )
+
+
+def _residual(out: Console, found: dict[str, Any] | None) -> None:
+    """What was weighed of the residual stream, where int8 would save time."""
+    if found is None or found["predicted_divergence"]["int8"] is None:
+        return
+    times, errors = found["predicted_us"], found["predicted_divergence"]
+    out.print(
+        f"  residual stream of transformers in {found['chosen']}: int8 saves about "
+        f"{100 * (1 - times['int8'] / times['float']):.1f} % of the time, for a predicted divergence of "
+        f"{errors['int8']:.2g} instead of {errors['float']:.2g}"
+    )
 
 
 def _precision(out: Console, found: dict[str, Any] | None) -> None:

@@ -1,7 +1,7 @@
 """From a prepared float model to a plan whose every number fits the calibration data.
 
-The order is: which GELUs are replaced, the plan with the exact edits that depend on it, granularity, then precision,
-first scales and block reconstruction, as the recipe asks.
+The order is: which GELUs are replaced, the plan with the exact edits that depend on it, granularity, the residual
+stream, then precision, first scales and block reconstruction, as the recipe asks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .reconstruct import (
     run_key,
 )
 from .request import Request
+from .residual import ResidualChoice, choose_residual
 from .runtime import Progress, observe, samples_that_fit
 from .scales import Work
 from .version import __version__
@@ -49,6 +50,7 @@ class FittedModel:
         fitted: Its plan and numbers.
         gelus: Which GELUs were replaced; None where there was nothing to choose.
         granularity: Which activations have a scale per channel; None when the recipe has no gains.
+        residual: Whether the residual stream of transformers is int8; None where there was nothing to weigh.
         caches: Blocks that were kept for the case of an interruption; to be removed at the end.
     """
 
@@ -58,6 +60,7 @@ class FittedModel:
     fitted: Fitted
     gelus: Gelus | None
     granularity: Granularity | None
+    residual: ResidualChoice | None
     caches: tuple[BlockCache, ...]
 
 
@@ -87,6 +90,13 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     if granularity is not None:
         kept = (*kept_float(prepared, config.float_nodes), *granularity.added)
         decision = decide(prepared.model, prepared.shapes, target, config, kept, decision)
+    exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.products else None
+    work = _work(prepared, request, exact)
+    residual = None
+    if request.recipe.precision:
+        decision, residual = choose_residual(work, target, kept, decision, progress)
+        if residual and residual.chosen == "int8":
+            config = config.replace(residual="int8")
     caches: list[BlockCache] = []
 
     def cache_for(plan: Plan) -> BlockCache | None:
@@ -98,12 +108,10 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     def with_more(more: Mapping[str, str]) -> Decision:
         return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
 
-    exact = gelus.exact(model_to_proto(prepared.model)) if gelus and gelus.products else None
-    work = _work(prepared, request, exact)
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     if _unpad(prepared.model, fitted.decision.plan):  # precision took the stem back to float
         fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more))
-    return FittedModel(prepared, work, with_more, fitted, gelus, granularity, tuple(caches))
+    return FittedModel(prepared, work, with_more, fitted, gelus, granularity, residual, tuple(caches))
 
 
 def _work(prepared: Prepared, request: Request, reference: onnx.ModelProto | None = None) -> Work:

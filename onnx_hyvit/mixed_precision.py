@@ -163,6 +163,12 @@ def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales]
     return best[1]
 
 
+def predicted_divergence(work: Work, decision: Decision, progress: Progress | None = None) -> float:
+    """What the roundings of a decision's plan do to the outputs, by one backward pass; see ``precision``."""
+    weighed = _Weighed(work, decision, first_scales(work, decision.plan, progress))
+    return weighed.choose(lambda more: decision, None, False)[1]
+
+
 class _Weighed:
     """Effects of a plan's roundings beside what they cost, measured once for all limits."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config import QuantConfig
-from .costs import Choice, Profile, choose_float, find_profile
+from .costs import Choice, Profile, choose_float, find_profile, pose_problem
 from .graph.io import Model
 from .placement import FullMode, Plan, make_plan
 from .recipes import find_recipe
@@ -90,6 +90,42 @@ def decide(
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
     return Decision(plan, config.objective, profile, choice, more, full)
+
+
+def decide_int8_residual(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    config: QuantConfig,
+    float_nodes: Collection[str],
+    ruled: Decision,
+) -> tuple[Decision, float, float] | None:
+    """The decision with an int8 residual stream, beside the one by the target's rule.
+
+    Args:
+        model: Float model after the exact rewrites; not changed.
+        shapes: Concrete shapes of all tensors.
+        target: Rules.
+        config: Settings.
+        float_nodes: Names of nodes that must stay float.
+        ruled: The decision by the rule.
+
+    Returns:
+        The decision, its predicted microseconds, and those of ``ruled``, all of one problem; None where there are no
+        costs, the rule is not ``auto``, or both decisions are the same.
+    """
+    if ruled.profile is None or config.residual != "auto" or target.residual != "auto":
+        return None
+    config = config.replace(residual="int8")
+    found = decide(model, shapes, target, config, float_nodes)
+    if set(found.plan.int8_nodes) <= set(ruled.plan.int8_nodes):
+        return None
+    everything = _plan(model, shapes, target, config, dict.fromkeys(float_nodes, ASKED))
+    problem = pose_problem(model.graph, everything, shapes, ruled.profile)
+    float_us, int8_us = (
+        problem.cost(problem.on_codes({*plan.int8_nodes, *plan.carried_nodes})) for plan in (ruled.plan, found.plan)
+    )
+    return found, int8_us, float_us
 
 
 def _plan(

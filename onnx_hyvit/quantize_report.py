@@ -36,6 +36,7 @@ def build_report(request: Request, fit: FittedModel, made: Converted, float_byte
         "speed": {**fit.fitted.decision.to_dict(), "check": check.to_dict() if check else None},
         "gelus": fit.gelus.to_dict() if fit.gelus else None,
         "granularity": fit.granularity.to_dict() if fit.granularity else None,
+        "residual": fit.residual.to_dict() if fit.residual else None,
         "precision": _describe_precision(fit.fitted, made.scales),
         "reconstruction": reconstructed.to_dict() if reconstructed else None,
         "calibration": _describe_source(request.source),

@@ -122,7 +122,9 @@ MAY_IMPORT = {
         "scales",
         "speed_check",
     },
+    "residual": {"costs", "mixed_precision", "planning", "runtime", "scales", "targets"},
     "fit_model": {
+        "residual",
         "gelus",
         "graph",
         "mixed_precision",

@@ -1,6 +1,6 @@
 """What nodes cost in float and in int8 on a measured processor, and which regions are faster left in float."""
 
-from .choose import FLOAT_BYTES, Choice, Problem, Region, choose_float, pose_problem
+from .choose import FLOAT_BYTES, LEAST_SHARE, Choice, Problem, Region, choose_float, pose_problem
 from .fit import fit_kernel
 from .gelu import gelu_saving
 from .kernels import Work, kernel_of_event, work_of
@@ -8,6 +8,7 @@ from .profile import Kernel, Profile, find_profile, load_profile
 
 __all__ = [
     "FLOAT_BYTES",
+    "LEAST_SHARE",
     "Choice",
     "Kernel",
     "Problem",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,6 +117,12 @@ class Problem:
             paid = [start not in side and any(end in side for end in ends) for side in (left, int8)]
             total += us * (paid[0] - paid[1])
         return total
+
+    def on_codes(self, names: Collection[str]) -> frozenset[int]:
+        """Units that may be int8 and whose nodes are all in ``names``."""
+        return frozenset(
+            at for at, unit in enumerate(self.units) if unit.is_free and all(node.name in names for node in unit.nodes)
+        )
 
     def near(self, at: int) -> set[int]:
         """Units that border on unit ``at``."""
