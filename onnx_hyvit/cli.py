@@ -8,23 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_deploy, display, display_compared, display_many, display_quantized, interrupts
-from .cli_options import (
-    DataOption,
-    FloatModel,
-    Int8Model,
-    JsonFlag,
-    PreprocessOption,
-    QuietFlag,
-    ReportOption,
-    SampleSeed,
-    SamplesOption,
-    SkipOption,
-    ThreadsOption,
-    TimedRuns,
-    VerboseFlag,
-)
-from .cli_output import errors, fail, fail_for, progress, show
+from . import cli_compare, cli_deploy, display_many, display_quantized, interrupts
+from .cli_options import JsonFlag, PreprocessOption, QuietFlag, ReportOption, SkipOption, VerboseFlag
+from .cli_output import check_page, errors, fail_for, progress, show, write_page
 from .config import QuantConfig, load_config
 from .errors import ConfigError
 from .recipes import RECIPES
@@ -149,7 +135,7 @@ def quantize(
         from . import api, many, tasks
 
         several = len(models) > 1 or output.is_dir()
-        _check_report(report, models[0], output)
+        check_page(report, models[0], output)
         if report is not None and several:
             raise ConfigError(f"--report {report}: is about one model; use --json and `onnx-hyvit report` for several")
         with tasks.dask_executor(dask) if dask else nullcontext() as executor:
@@ -168,7 +154,7 @@ def quantize(
             else:
                 result = api.quantize(models[0], output, **how)
                 found = {**result.report, "output": str(result.path)}
-                _write_report(report, found)
+                write_page(report, found)
     if several:
         show([result.to_dict() for result in results], display_many.quantized, as_json, quiet)
         fail_for([(result.error, 1 if result.internal else 2) for result in results if result.error is not None])
@@ -186,162 +172,7 @@ def inspect(model: ModelArgument, as_json: JsonFlag = False, verbose: VerboseFla
     show(report, display_quantized.inspected, as_json, False)
 
 
-@app.command()
-def compare(
-    float_model: FloatModel,
-    int8_model: Int8Model,
-    data: DataOption,
-    labels: Annotated[
-        Path | None, typer.Option(help="Labels: .npy, .txt (one a line) or .csv (file,label); class numbers.")
-    ] = None,
-    samples: SamplesOption = 256,
-    seed: SampleSeed = 0,
-    threads: ThreadsOption = 1,
-    runs: TimedRuns = 30,
-    min_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 1 when fewer samples (0 to 1) keep their class.")
-    ] = None,
-    min_speedup: Annotated[
-        float | None, typer.Option(min=0, help="Exit with 1 when INT8 is not this many times faster.")
-    ] = None,
-    preprocess: PreprocessOption = None,
-    skip_unreadable: SkipOption = False,
-    report: ReportOption = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Compare FLOAT and INT8: accuracy, agreement, error along the graph, size, latency, kernels."""
-    with errors(verbose), progress(quiet or as_json) as update:
-        _check_report(report, float_model, int8_model, draws=True)
-        if report is None:
-            from .comparison import compare as run_compare
-        else:
-            from .evidence import compare_for_report as run_compare
-        result = run_compare(
-            float_model,
-            int8_model,
-            data,
-            labels=labels,
-            samples=samples,
-            seed=seed,
-            threads=threads,
-            runs=runs,
-            preprocess=preprocess,
-            skip_unreadable=skip_unreadable,
-            progress=update,
-        )
-        _write_report(report, result)
-    show(result, display_compared.compared, as_json, quiet)
-    for what, found, least in (
-        ("top-1 agreement", result["top1_agreement"], min_agreement),
-        ("speed-up", result["latency"]["speedup"], min_speedup),
-    ):
-        if least is not None and (found is None or found < least):
-            fail(f"{what} is {'unknown' if found is None else f'{found:.4g}'}, expected at least {least:g}", 1)
-
-
-@app.command()
-def debug(
-    float_model: FloatModel,
-    int8_model: Int8Model,
-    data: DataOption,
-    samples: SamplesOption = 64,
-    seed: SampleSeed = 0,
-    threads: ThreadsOption = 1,
-    preprocess: PreprocessOption = None,
-    skip_unreadable: SkipOption = False,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Tell where INT8 loses accuracy, block by block and tensor by tensor, and what to do about it."""
-    with errors(verbose), progress(quiet or as_json) as update:
-        from .diagnosis import debug as run_debug
-
-        result = run_debug(
-            float_model,
-            int8_model,
-            data,
-            samples=samples,
-            seed=seed,
-            threads=threads,
-            preprocess=preprocess,
-            skip_unreadable=skip_unreadable,
-            progress=update,
-        )
-    from .display_debug import debugged
-
-    show(result, debugged, as_json, quiet)
-
-
-@app.command()
-def demo(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to keep the int8 model in.")] = None,
-    models: Annotated[Path | None, typer.Option(help="Folder with the demo's model and images.")] = None,
-    report: ReportOption = None,
-    as_json: JsonFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Quantize a shipped model with shipped images, compare it with the float model, and show the result."""
-    with errors(verbose), progress(as_json) as update:
-        from .demo import run_demo
-
-        _check_report(report, draws=True)
-        result = run_demo(
-            output, models, progress=update, evidence=report is not None, say=None if as_json else display.say
-        )
-        _write_report(report, result)
-    show(result, display_compared.demonstrated, as_json, False)
-
-
-@app.command()
-def report(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RESULT.json", help="What quantize, compare, debug or demo print with --json."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write the page; default: first RESULT with .html.")
-    ] = None,
-    quiet: QuietFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Write one HTML page about one or more RESULTs of the same model."""
-    with errors(verbose):
-        from .report import read_results, write_report
-
-        destination = output or results[0].with_suffix(".html")
-        _check_report(destination, *results)
-        write_report(destination, read_results(results))
-    if not quiet:
-        display.say(f"Written {destination}")
-
-
-def _check_report(path: Path | None, *inputs: str | Path, draws: bool = False) -> None:
-    """Refuse a page that cannot be written, before the work that it is about."""
-    if path is None:
-        return
-    from .errors import OutputError
-    from .report import require_matplotlib
-    from .request import check_output
-
-    for other in inputs:
-        if path.absolute() == Path(other).absolute():
-            raise OutputError(f"{path}: is another file of this command; choose another name for the report")
-        check_output(path, other)
-    check_output(path)
-    if draws:
-        require_matplotlib()
-
-
-def _write_report(path: Path | None, result: dict[str, Any]) -> None:
-    if path is not None:
-        from .report import write_report
-
-        write_report(path, [result])
-
-
+cli_compare.add_commands(app)
 cli_deploy.add_commands(app)
 
 

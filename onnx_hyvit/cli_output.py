@@ -1,4 +1,4 @@
-"""What surrounds the work of a command: errors as one line and an exit code, progress, the result."""
+"""What surrounds the work of a command: errors as one line and an exit code, progress, the result and its page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from . import display, interrupts
-from .errors import HyvitError, printable
+from .errors import HyvitError, OutputError, printable
 
 
 class _PrintableLine(logging.Formatter):
@@ -85,4 +86,28 @@ def show(report: Any, render: Callable[[Any], None], as_json: bool, quiet: bool)
         render(report)
 
 
-__all__ = ["errors", "fail", "fail_for", "progress", "show"]
+def check_page(path: Path | None, *inputs: str | Path, draws: bool = False) -> None:
+    """Refuse a page that cannot be written, before the work that it is about."""
+    if path is None:
+        return
+    from .report import require_matplotlib
+    from .request import check_output
+
+    for other in inputs:
+        if path.absolute() == Path(other).absolute():
+            raise OutputError(f"{path}: is another file of this command; choose another name for the report")
+        check_output(path, other)
+    check_output(path)
+    if draws:
+        require_matplotlib()
+
+
+def write_page(path: Path | None, result: dict[str, Any]) -> None:
+    """Write the page about a result, where one was asked for."""
+    if path is not None:
+        from .report import write_report
+
+        write_report(path, [result])
+
+
+__all__ = ["check_page", "errors", "fail", "fail_for", "progress", "show", "write_page"]
