@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from .display import KIND_STYLES, console
+from .display import KIND_STYLES, console, escape
 
 BLOCKS_SHOWN = 10
 TENSORS_SHOWN = 8

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from .display import console
+from .display import console, escape
 
 FAULTS = {
     "float_int8_weights": "float layers although their weights are int8",

@@ -377,6 +377,19 @@ class TestTerminal:
         assert compared.returncode == 0, compared.stderr
         self.assert_harmless(compared)
 
+    def test_names_cannot_do_it_in_what_is_said_of_a_finished_model(
+        self, evil: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        model, samples = evil
+        output = tmp_path / "o.onnx"
+        done = run_cli("quantize", model, "-o", output, "--calib", samples, "--objective", "size")
+        assert done.returncode == 0, done.stderr
+        for command in (("debug", model, output, "--data", samples), ("check", output, "--target", "qnn")):
+            done = run_cli(*command)
+            assert done.returncode in (0, 1), done.stderr
+            assert "\\x1b[31mred" in done.stdout
+            self.assert_harmless(done)
+
     def test_errors_cannot_either(self, evil: tuple[Path, Path], tmp_path: Path) -> None:
         np.savez(tmp_path / "d.npz", **data())
         done = run_cli("quantize", evil[0], "-o", tmp_path / "o.onnx", "--calib", tmp_path / "d.npz")
