@@ -153,3 +153,13 @@ def test_clip_limits_are_reported() -> None:
     (activation,) = find_activations(load_model(parse(f"{HEAD} y = Clip(x, small, five) }}", weights=W)).graph)
     assert activation.kind == "clip"
     assert dict(activation.parameters) == pytest.approx({"min": 0.1, "max": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind", "limits"),
+    [("small", "clip", {"min": 0.1}), (", five", "clip", {"max": 5.0}), ("zero", "relu", {"min": 0.0})],
+)
+def test_a_limit_that_a_clip_lacks_is_left_out(ends: str, kind: str, limits: dict[str, float]) -> None:
+    """JSON has no infinity."""
+    (activation,) = find_activations(load_model(parse(f"{HEAD} y = Clip(x, {ends}) }}", weights=W)).graph)
+    assert activation.kind == kind and dict(activation.parameters) == pytest.approx(limits)

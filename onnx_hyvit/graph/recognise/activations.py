@@ -252,7 +252,7 @@ def _single(node: gs.Node) -> Activation | None:
     if kind == "clip":
         ends = _clip_ends(node)
         kind = "relu" if ends == (0.0, math.inf) else "relu6" if ends == (0.0, 6.0) else "clip"
-        parameters = (("min", ends[0]), ("max", ends[1]))
+        parameters = tuple((key, end) for key, end in zip(("min", "max"), ends, strict=True) if math.isfinite(end))
     return Activation(kind, (node.name,), node.inputs[0].name, node.outputs[0].name, parameters)
 
 

@@ -42,7 +42,7 @@ class Activation:
         nodes: Names of its nodes, in graph order.
         input: Tensor that goes in.
         output: Tensor that comes out.
-        parameters: Numbers of the function, e.g. ``(("alpha", 0.01),)``.
+        parameters: Numbers of the function, e.g. ``(("alpha", 0.01),)``; of ``clip``, the ends that it has.
     """
 
     kind: str
