@@ -217,6 +217,23 @@ def test_nan_in_the_outputs_is_refused():
         validate(model_to_proto(model), feeds={"x": np.full(4, -1, np.float32)})
 
 
+@pytest.mark.parametrize(("factor", "reported"), [(-1.0, False), (3.0, True)])
+def test_a_drift_is_reported_where_it_leads_away_from_the_float_model(quantized, monkeypatch, factor, reported):
+    """Optimised sessions whose error is that of the unfused graph times ``factor``; all kernels pass for right."""
+    reference, proto, feeds = quantized
+    expected, plain = make_session(reference).run(feeds)["y"], make_session(proto, optimize="none").run(feeds)["y"]
+
+    def compare(*arguments, **options):
+        return fused.FusedReport(True, 0.2, 0.2), {"y": expected + np.float32(factor) * (plain - expected)}
+
+    monkeypatch.setattr(VALIDATE, "compare_level", compare)
+    findings = [finding for finding in validate(proto, reference, feeds) if finding.kind == "drift"]
+    assert len(findings) == (3 if reported else 0)
+    assert all("200% further from the float model" in str(finding) for finding in findings)
+    alone = [finding for finding in validate(proto, None, feeds) if finding.kind == "drift"]
+    assert len(alone) == 3 and "further" not in str(alone[0])
+
+
 def test_each_level_is_loaded_and_run_once(quantized, monkeypatch):
     """Sessions of large models cost seconds: the unfused graph once, each level once whole and once cut."""
     reference, proto, feeds = quantized
