@@ -5,7 +5,7 @@ How a model is divided, by structure only (no model or node names):
 1. *Flow.* Nodes that depend on an input's values, in a depth-first order; constants and shape arithmetic follow their
    first user. Every tensor's shape is a product of factors, each marked as channels or not (``domain``).
 2. *Attentions.* Two products of computed matrices around a softmax (in any spelling), two in a row without one (linear
-   attention), softmax scores times keys, summed (MobileViTv2), or one fused operator.
+   attention), softmax scores times keys, summed (MobileViTv2, deformable), or one fused operator.
 3. *Atoms.* The flow is cut at every tensor through which all paths go. A piece that wraps attention with a residual
    connection of its own in a further shortcut (MobileViT, SVTR, EdgeNeXt) is cut again inside.
 4. *Runs.* From the first to the last attention between which no strided convolution, pooling or Resize changes the

@@ -2,7 +2,7 @@
 
 * softmax: a product of two computed tensors, Softmax (scales, biases, masks, head-mixing 1x1 convolutions or products
   in between), a second product. It is a cross-covariance when the sum of the first product runs over positions.
-* separable (MobileViTv2): Softmax of scores, times keys, summed.
+* separable (MobileViTv2, deformable attention): Softmax of scores, times keys, summed.
 * linear (EfficientViT, CoaT): a product of keys and values whose result meets the queries in a second product.
 * fused: one operator (``Attention`` of opset 23 and its contrib relatives).
 """
@@ -20,6 +20,7 @@ from .structure import Unrecognised
 FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
 LAYOUT = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"})
 LAYOUT |= {"Gather", "Split", "Concat", "Pad", "Tile"}
+MOVING = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "Neg", "IsNaN", "Dropout", "Not"})
 _AROUND = LAYOUT | _ARITHMETIC | {"BatchNormalization"}
 
@@ -161,20 +162,33 @@ def _lonely_softmax(flow: Flow, softmax: int, passed: Iterable[int]) -> Unrecogn
 
 
 def _separable(flow: Flow, softmax: int) -> Core | None:
-    """``sum(softmax(scores) * keys)``, summed along the axis of the softmax; the scores have one channel."""
-    for product in flow.consumers(softmax):
-        node = flow.nodes[product]
-        names = flow.inputs(product)
-        if node.op != "Mul" or len(names) != 2:
-            continue
+    """``sum(softmax(scores) * keys)`` with one channel of scores: summed over positions, or over sampled points.
+
+    Layout may stand in between: deformable attention has its scores by heads in the last axes, its samples otherwise.
+    """
+    for product, passed in _products_of(flow, softmax):
+        shares = {name for place in passed for name in flow.outputs(place)}
+        others = [name for name in flow.inputs(product) if name not in shares]
         sums = [place for place in flow.consumers(product) if flow.nodes[place].op == "ReduceSum"]
         scores, context = flow.outputs(softmax)[0], flow.outputs(product)[0]
-        if not sums or flow.size(scores) >= flow.size(context):
+        if len(others) != 1 or not sums or flow.size(scores) >= flow.size(context):
             continue
-        keys = next(name for name in names if name != scores)
-        members = frozenset({softmax, product, sums[0]})
-        return Core("separable", members, softmax, sums[0], flow.inputs(softmax)[0], keys, keys, scores)
+        members = frozenset({*passed, product, sums[0]})
+        return Core("separable", members, softmax, sums[0], flow.inputs(softmax)[0], others[0], others[0], scores)
     return None
+
+
+def _products_of(flow: Flow, softmax: int) -> Iterator[tuple[int, list[int]]]:
+    """Elementwise products of what Softmax gives with other computed values, and the nodes from Softmax to each."""
+    pending = [[softmax]]
+    while pending:
+        path = pending.pop(0)
+        for place in flow.consumers(path[-1]):
+            op = flow.nodes[place].op
+            if op == "Mul" and len(flow.inputs(place)) == 2:
+                yield place, path
+            elif op in MOVING:
+                pending.append([*path, place])
 
 
 def _linear_cores(flow: Flow, used: set[int]) -> list[Core]:

@@ -156,6 +156,29 @@ def test_softmax_over_the_keys_of_linear_attention_is_no_near_miss(between: str)
     assert structure.unrecognised == ()
 
 
+@pytest.mark.parametrize(("summed", "found"), [(True, 1), (False, 0)])
+def test_layout_may_stand_between_scores_and_samples(summed: bool, found: int) -> None:
+    """Deformable attention: scores and samples meet after a transposition; a product that nobody sums is a gate."""
+    body = f"""{TOKENS}
+        k = MatMul (tokens, square)
+        kt = Transpose <perm = [0, 2, 1]> (k)
+        s = MatMul (tokens, narrow)
+        p = Softmax <axis = 1> (s)
+        pt = Transpose <perm = [0, 2, 1]> (p)
+        weighted = Mul (kt, pt)
+        last = Constant <value_ints = [2]> ()
+        context = {"ReduceSum (weighted, last)" if summed else "Relu (weighted)"}
+        back = Transpose <perm = [0, 2, 1]> (context)
+        out = Add (back, tokens)
+    """
+    structure, makers = _structure(_model(body))
+    assert len(structure.attentions) == found
+    for attention in structure.attentions:
+        assert (attention.kind, attention.query, attention.key) == ("separable", "s", "kt")
+        assert attention.nodes == tuple(makers[name] for name in ("p", "pt", "weighted", "context"))
+    assert [miss.node for miss in structure.unrecognised if "Softmax" in miss.reason] == [makers["p"]] * (1 - found)
+
+
 def test_tokens_without_attention_are_named() -> None:
     body = TOKENS + "t0 = Identity (tokens)" + FEED_FORWARD.format(0, 1) + FEED_FORWARD.format(1, 2)
     structure, makers = _structure(_model(body + "out = Identity (t2)"))
