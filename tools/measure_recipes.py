@@ -267,14 +267,28 @@ def describe(results: Mapping[str, Any]) -> str:
     models = sorted({cell["model"] for cell in results["cells"]})
     draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
     least, most = min(draws.values()), max(draws.values())
-    images, half = results["test_images"], wilson(results["test_images"] * 98 // 100, results["test_images"])
     listed = ", ".join(f"`{name}`" for name in models)
     unfused = describe_unfused(results["cells"])
     count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
     return (
         f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
-        f"{images} test images (an agreement of 98 % is known to ±{50 * (half.high - half.low):.2f}).{unfused}"
+        f"{describe_images(results['cells'])}.{unfused}"
     )
+
+
+def describe_images(cells: list[Mapping[str, Any]]) -> str:
+    """How many test images classified, and how well an agreement is known from so many."""
+    used: dict[int, set[str]] = {}
+    for cell in cells:
+        if "images" in cell:
+            used.setdefault(cell["images"], set()).add(cell["recipe"])
+    parts = []
+    for images in sorted(used, reverse=True):
+        half = wilson(images * 98 // 100, images)
+        whose = "" if len(used) == 1 else f" for {', '.join(f'`{name}`' for name in sorted(used[images]))}"
+        known = 50 * (half.high - half.low)
+        parts.append(f"{images} test images{whose} (an agreement of 98 % is known to ±{known:.2f})")
+    return ", ".join(parts)
 
 
 def describe_unfused(cells: list[Mapping[str, Any]]) -> str:
