@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from .channel_padding import unpadded_proto
 from .fit_model import FittedModel
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
@@ -60,7 +61,9 @@ def convert(original: ModelSource, fit: FittedModel, request: Request, progress:
     plan, scales, check = fit.fitted.decision.plan, fit.fitted.scales, None
     quantized = model_to_proto(insert_qdq(model, plan, scales.qparams, scales.parameters), check=True)
     if config.verify_speed:
-        quantized, plan, scales, check = keep_fast(original, quantized, fit.work, fit.decide, fit.fitted, progress)
+        rewritten = unpadded_proto(fit.prepared, fit.padding)
+        made = keep_fast(original, rewritten, quantized, fit.work, fit.decide, fit.fitted, progress)
+        quantized, plan, scales, check = made
     packed = pack_weights(quantized, model, plan) if config.pack_int4 else None
     stored, notes = describe_storage(config, request.target, packed)
     if config.verify and plan.int8_nodes:

@@ -1,7 +1,7 @@
 """From a prepared float model to a plan whose every number fits the calibration data.
 
-The order is: which GELUs are replaced, the plan with the exact edits that depend on it, granularity, the residual
-stream, then precision, first scales and block reconstruction, as the recipe asks.
+The order is: which GELUs are replaced, which channels are padded, the plan with the exact edits that depend on it,
+granularity, the residual stream, then precision, first scales and block reconstruction, as the recipe asks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import onnx
 
+from .channel_padding import ChannelPadding, with_padding, without_useless
 from .errors import ModelError
 from .gelus import Gelus, choose_gelus, replace_gelus
 from .graph import Model, model_to_proto
@@ -49,6 +50,7 @@ class FittedModel:
         decide: Makes the decision again with more float nodes, each given with the reason.
         fitted: Its plan and numbers.
         gelus: Which GELUs were replaced; None where there was nothing to choose.
+        padding: Which convolutions got more channels; None where there was nothing to weigh.
         granularity: Which activations have a scale per channel; None when the recipe has no gains.
         residual: Whether the residual stream of transformers is int8; None where there was nothing to weigh.
         caches: Blocks that were kept for the case of an interruption; to be removed at the end.
@@ -59,6 +61,7 @@ class FittedModel:
     decide: Decide
     fitted: Fitted
     gelus: Gelus | None
+    padding: ChannelPadding | None
     granularity: Granularity | None
     residual: ResidualChoice | None
     caches: tuple[BlockCache, ...]
@@ -85,6 +88,7 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     whole = decide(prepared.model, prepared.shapes, target, config.replace(objective="size"), kept)
     _limit_memory(prepared, whole.plan, request)
     prepared, gelus = _with_gelus(prepared, whole, request)
+    prepared, padding = with_padding(prepared, target, config, kept)
     decision = _decide(prepared, kept, request)
     prepared, granularity = _with_gains(prepared, decision.plan, request, progress)
     if granularity is not None:
@@ -111,7 +115,11 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     if _unpad(prepared.model, fitted.decision.plan):  # precision took the stem back to float
         fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more))
-    return FittedModel(prepared, work, with_more, fitted, gelus, granularity, residual, tuple(caches))
+    if padding and (found := without_useless(prepared, padding, fitted)):
+        prepared, padding, scales = found
+        fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more), scales=scales)
+        work = replace(work, shapes=prepared.shapes)
+    return FittedModel(prepared, work, with_more, fitted, gelus, padding, granularity, residual, tuple(caches))
 
 
 def _work(prepared: Prepared, request: Request, reference: onnx.ModelProto | None = None) -> Work:

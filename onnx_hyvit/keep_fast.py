@@ -20,6 +20,7 @@ from .speed_check import SpeedCheck, check_speed, group_by_block
 
 def keep_fast(
     original: ModelSource,
+    rewritten: onnx.ModelProto,
     quantized: onnx.ModelProto,
     work: Work,
     decide: Decide,
@@ -30,6 +31,7 @@ def keep_fast(
 
     Args:
         original: The float file.
+        rewritten: The same after the exact rewrites that make float faster, too.
         quantized: Its int8 model.
         work: Model, data and settings that it was made with.
         decide: Makes a decision with more float nodes, each given with the reason.
@@ -41,7 +43,6 @@ def keep_fast(
     """
     threads, plan = work.config.threads, fitted.decision.plan
     session = make_session(original, threads=threads, name="float", exact_sums=False)
-    rewritten = model_to_proto(work.model)
 
     def plan_with(more: Mapping[str, str]) -> Plan:
         plan = decide({**fitted.decision.more_float, **more}).plan

@@ -120,12 +120,23 @@ def decide_int8_residual(
     found = decide(model, shapes, target, config, float_nodes)
     if set(found.plan.int8_nodes) <= set(ruled.plan.int8_nodes):
         return None
-    everything = _plan(model, shapes, target, config, dict.fromkeys(float_nodes, ASKED))
+    everything = plan_by_rules(model, shapes, target, config, float_nodes)
     problem = pose_problem(model.graph, everything, shapes, ruled.profile)
     float_us, int8_us = (
         problem.cost(problem.on_codes({*plan.int8_nodes, *plan.carried_nodes})) for plan in (ruled.plan, found.plan)
     )
     return found, int8_us, float_us
+
+
+def plan_by_rules(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Target,
+    config: QuantConfig,
+    float_nodes: Collection[str] = (),
+) -> Plan:
+    """The plan by the target's rules alone: all that may be int8; arguments as for ``decide``."""
+    return _plan(model, shapes, target, config, dict.fromkeys(float_nodes, ASKED))
 
 
 def _plan(

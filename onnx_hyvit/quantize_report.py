@@ -35,6 +35,7 @@ def build_report(request: Request, fit: FittedModel, made: Converted, float_byte
         "plan": _describe_plan(made.plan),
         "speed": {**fit.fitted.decision.to_dict(), "check": check.to_dict() if check else None},
         "gelus": fit.gelus.to_dict() if fit.gelus else None,
+        "channel_padding": fit.padding.to_dict() if fit.padding and made.plan.int8_nodes else None,
         "granularity": fit.granularity.to_dict() if fit.granularity else None,
         "residual": fit.residual.to_dict() if fit.residual else None,
         "precision": _describe_precision(fit.fitted, made.scales),

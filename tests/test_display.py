@@ -47,6 +47,16 @@ def test_it_says_what_became_of_the_gelus() -> None:
     assert not nothing.getvalue()
 
 
+def test_it_says_how_many_convolutions_were_padded() -> None:
+    text, nothing = io.StringIO(), io.StringIO()
+    found = {"found": 3, "convolutions": 5, "saved_us": 79.6, "regions": [{}]}
+    display_quantized._channel_padding(Console(file=text, width=200), found)
+    assert "5 convolutions have channels added" in text.getvalue() and "0.08 ms less" in text.getvalue()
+    for silent in (None, {"found": 3, "convolutions": 0, "saved_us": 0.0, "regions": []}):
+        display_quantized._channel_padding(Console(file=nothing, width=200), silent)
+    assert not nothing.getvalue()
+
+
 def test_it_says_what_became_of_the_residual_stream() -> None:
     text, nothing = io.StringIO(), io.StringIO()
     found = {"chosen": "float", "predicted_us": {"float": 200.0, "int8": 190.0}}

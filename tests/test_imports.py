@@ -135,7 +135,21 @@ MAY_IMPORT = {
         "speed_check",
     },
     "residual": {"costs", "mixed_precision", "planning", "runtime", "scales", "targets"},
+    "channel_padding": {
+        "costs",
+        "graph",
+        "mixed_precision",
+        "numerics",
+        "passes",
+        "placement",
+        "planning",
+        "prepared",
+        "runtime",
+        "scales",
+        "targets",
+    },
     "fit_model": {
+        "channel_padding",
         "residual",
         "gelus",
         "graph",
@@ -152,6 +166,7 @@ MAY_IMPORT = {
         "scales",
     },
     "convert": {
+        "channel_padding",
         "fit_model",
         "graph",
         "insert_qdq",
@@ -183,7 +198,7 @@ ONLY_IN = {
     "rich": {"display", "display_compared", "display_debug", "display_deploy", "display_quantized"},
     "typer": {"cli", "cli_compare", "cli_deploy", "cli_options", "cli_output"},
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis", "costs"}
-    | {"precision"},
+    | {"precision", "channel_padding"},
     "matplotlib": {"report"},
     "concurrent": {"api", "many", "runtime", "tasks"},
     "multiprocessing": {"tasks"},

@@ -5,6 +5,7 @@ from .fit import fit_kernel
 from .gelu import gelu_saving
 from .kernels import Work, kernel_of_event, work_of
 from .profile import Kernel, Profile, find_profile, load_profile
+from .units import node_us, weight_shape
 
 __all__ = [
     "FLOAT_BYTES",
@@ -21,6 +22,8 @@ __all__ = [
     "gelu_saving",
     "kernel_of_event",
     "load_profile",
+    "node_us",
     "pose_problem",
+    "weight_shape",
     "work_of",
 ]

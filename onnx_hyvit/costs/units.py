@@ -105,18 +105,18 @@ def _with_costs(
     if unit.is_silu:
         work = _work("Silu", nodes[0], shapes)  # the product by a number costs nothing: one kernel, or a scale
         costs = [profile.us(kernel_name("Silu", False), work) if work else None]
-        eight = [_node_us(node, True, shapes, profile) for node in nodes[:2]]
+        eight = [node_us(node, True, shapes, profile) for node in nodes[:2]]
     else:
-        costs = [_node_us(nodes[0], False, shapes, profile)]
-        eight = [_node_us(nodes[0], True, shapes, profile)]
+        costs = [node_us(nodes[0], False, shapes, profile)]
+        eight = [node_us(nodes[0], True, shapes, profile)]
     weights = prod(weight_shape(nodes[0]) or (0,))
     if any(cost is None for cost in costs + eight):
         return Unit(nodes, all_free, weights=weights)
     return Unit(nodes, True, sum(cost or 0.0 for cost in costs), sum(cost or 0.0 for cost in eight), weights)
 
 
-def _node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Profile) -> float | None:
-    """Microseconds of one node, None when a shape or the kernel is unknown."""
+def node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Profile) -> float | None:
+    """Microseconds of one node by itself, None when a shape or the kernel is unknown."""
     if node.op in FREE_MOVES:
         return profile.us(kernel_name("Move", int8), Work())
     if int8 and node.op == "Transpose" and _meets_convolution(node):

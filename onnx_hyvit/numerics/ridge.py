@@ -76,6 +76,13 @@ class InputMoments:
         shift = self.mean_quantized - self.mean
         return self.cross - shift[..., :, None] * self.mean_quantized[..., None, :]
 
+    def without(self, unread: np.ndarray) -> InputMoments:
+        """The same with the inputs ``unread`` (bool [P, I]) always 0: what is fitted then does not read them."""
+        keep = ~unread
+        both = keep[..., :, None] & keep[..., None, :]
+        means = self.mean * keep, self.mean_quantized * keep
+        return InputMoments(self.gram * both, self.cross * both, *means, self.weight)
+
 
 class GramAccumulator:
     """Streams inputs of one layer into their moments; memory does not depend on the number of samples.

@@ -62,6 +62,11 @@ def normalised(gain: np.ndarray) -> np.ndarray:
     return np.clip(gain / gain.max(), LIMIT, 1.0)
 
 
+def without_zeros(strength: np.ndarray) -> np.ndarray:
+    """Strengths of channels, the smallest one for those that nothing reads: they have no say in the step then."""
+    return np.where(strength > 0, strength, strength[strength > 0].min(initial=1.0))
+
+
 def _producer_gain(stats: ChannelStats, worth: float) -> np.ndarray | None:
     """Gains that let every channel fill the codes; the share of codes above zero is searched.
 
@@ -83,7 +88,7 @@ def _consumer_gain(
 ) -> np.ndarray | None:
     reach = np.maximum(stats.high, -stats.low)
     layers = [_layer_of(node) for node in weighted]
-    strength = np.sqrt(sum(layer.power() for layer in layers))
+    strength = without_zeros(np.sqrt(sum(layer.power() for layer in layers)))
     ones = np.ones_like(reach)
     best, best_error = None, worth * _error(layers, stats, ones, levels, weight_max)
     for exponent in EXPONENTS:
@@ -136,10 +141,12 @@ def _error(layers: Sequence[_Layer], stats: ChannelStats, gain: np.ndarray, leve
     total = 0.0
     for layer in layers:
         groups = layer.weight.shape[0]
-        total += float(noise @ layer.power())
+        power = layer.power()
+        total += float(noise @ power)
         scaled = layer.weight * gain.reshape(groups, 1, -1, 1)
         steps = np.abs(scaled).max((2, 3)) / weight_max
-        seen = (stats.power / np.square(gain)).reshape(groups, -1).sum(1) * layer.weight.shape[3]
+        read = np.where(power > 0, stats.power, 0.0)  # a weight of 0 has no rounding error
+        seen = (read / np.square(gain)).reshape(groups, -1).sum(1) * layer.weight.shape[3]
         total += float((np.square(steps).sum(1) / 12) @ seen)
     return total
 

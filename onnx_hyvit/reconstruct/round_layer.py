@@ -56,6 +56,7 @@ def round_layer(
 
     In order: a ridge that makes up for the error of the inputs, its strength chosen on held-out samples (ERQ); a scale
     for each output channel; codes by GPTQ; all scales again, for these codes; the bias that keeps the mean output.
+    Inputs that no output reads, such as padded channels, stay unread.
 
     Args:
         layer: The layer.
@@ -69,6 +70,9 @@ def round_layer(
         refit: Whether to fit the scales again, by one factor, once the codes are known.
     """
     rows = layer.rows(weight)
+    unread = np.asarray(~rows.any(axis=-2))
+    if unread.any():
+        halves = halves[0].without(unread), halves[1].without(unread)
     moments = merge_moments(halves)
     free_bias = correct_bias and bias is not None
     gram = moments.centred_gram if free_bias else moments.gram

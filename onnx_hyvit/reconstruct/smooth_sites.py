@@ -22,7 +22,7 @@ from ..graph.linear import foldable, output_channels, weight_of
 from ..placement import Plan
 from .channel_stats import ChannelStats
 from .gain_sites import GainSite
-from .gains import expected_error, input_reach, normalised
+from .gains import expected_error, input_reach, normalised, without_zeros
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 _MAKERS = frozenset({"Add", "Mul"})
@@ -76,7 +76,7 @@ def smooth_gain(weighted: Sequence[gs.Node], stats: ChannelStats, levels: int, w
         weight_max: Largest weight code.
     """
     reach = np.maximum(stats.high, -stats.low)
-    strength = np.maximum(input_reach(weighted), 1e-12)
+    strength = np.maximum(without_zeros(input_reach(weighted)), 1e-12)
     best, least = None, expected_error(weighted, stats, np.ones_like(reach), levels, weight_max)
     for exponent in EXPONENTS:
         gain = normalised(reach**exponent / strength ** (1 - exponent))

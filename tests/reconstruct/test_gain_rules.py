@@ -8,7 +8,8 @@ from qdq_graphs import feeds_of, parse, plan_of, run, values_of, weight
 
 from onnx_hyvit.graph import Model, model_to_proto
 from onnx_hyvit.reconstruct.channel_stats import ChannelObserver, ChannelStats
-from onnx_hyvit.reconstruct.gains import apply_gains
+from onnx_hyvit.reconstruct.gain_sites import GainSite
+from onnx_hyvit.reconstruct.gains import apply_gains, choose_gains
 from onnx_hyvit.reconstruct.norm_sites import find_norm_sites, norm_gain, shift_norms
 from onnx_hyvit.reconstruct.smooth_sites import find_smooth_sites, smooth_gain
 
@@ -123,3 +124,26 @@ def test_smooth_gain_is_on_the_closed_form_and_lowers_the_error() -> None:
     forms = [reach**t / largest ** (1 - t) for t in np.linspace(0, 1, 11)]
     assert any(np.allclose(gain, np.clip(form / form.max(), 1e-3, 1)) for form in forms)
     assert smooth_gain([conv], ChannelStats(-np.ones(16), np.ones(16), np.ones(16)), 15, 10**6) is None
+
+
+@pytest.mark.parametrize("rule", ["search", "smooth"])
+def test_channels_that_nothing_reads_have_no_say_in_the_gains(rule: str) -> None:
+    """They repeat others, as padded ones do."""
+    model = convs()
+    observer = ChannelObserver(1)
+    observer.update(values_of(model_to_proto(model), ["m"], feeds_of(model))["m"])
+    stats, conv = observer.stats(), next(node for node in model.graph.nodes if node.name == "y")
+    gains = []
+    for added in (0, 8):
+        channels = np.arange(16 + added) % 16
+        wide = ChannelStats(*(values[channels] for values in (stats.low, stats.high, stats.power)))
+        conv.inputs[1].values = np.pad(weight(16, 16, 1, 1, seed=5), ((0, 0), (0, added), (0, 0), (0, 0)))
+        if rule == "smooth":
+            found = smooth_gain([conv], wide, 15, 7)
+        else:
+            site = GainSite("m", "consumer", 1, 16 + added, ("y",), "affine")
+            found = choose_gains(model, [site], {"m": wide}, 15, 7)["m"]
+        assert found is not None
+        gains.append(found[:16] / found[:16].max())
+    assert gains[0].min() < 0.5
+    np.testing.assert_allclose(gains[1], gains[0], rtol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,24 @@ def test_weights_on_one_position_leave_no_variance_and_no_error():
         gram = accumulator.result().centred_gram
         codes = gptq_round(rng.normal(size=(1, 8, 40)), gram, np.full((1, 8), 0.02), spec)
         assert codes.dtype == np.int8 and codes.shape == (1, 8, 40)
+
+
+def test_an_input_that_nothing_reads_stays_unread():
+    """It repeats another one, so that a ridge and GPTQ would share the weight between the two."""
+    weight, bias, x, fed = data(4000, noise=0.05)
+    x, fed = (np.concatenate([values, values[:, :3]], 1) for values in (x, fed))
+    unread = np.zeros((OUT, 3), np.float32)
+    found = rounded_by(np.concatenate([weight, unread], 1), bias, x, fed)
+    assert found.ridge is not None and found.rounding == "gptq"
+    np.testing.assert_array_equal(found.weight[:, WIDTH:], 0.0)
+    alone = rounded_by(weight, bias, x[:, :WIDTH], fed[:, :WIDTH])
+    errors = [
+        output_error(
+            weight, bias, x[:, :WIDTH], fed[:, :WIDTH], dataclasses.replace(each, weight=each.weight[:, :WIDTH])
+        )
+        for each in (found, alone)
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=0.05)
 
 
 def test_merged_moments_are_those_of_all_samples():

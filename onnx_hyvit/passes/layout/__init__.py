@@ -16,6 +16,7 @@ from . import (
     unpack_heads,
 )
 from .gelu_to_sigmoid import gelu_to_sigmoid
+from .pad_channels import pad_channels, padded_sizes, resize_channels
 from .unpad_stem import unpad_stem
 
 LAYOUT: tuple[GraphPass, ...] = (
@@ -27,5 +28,6 @@ LAYOUT: tuple[GraphPass, ...] = (
     resize_to_matmul.PASS,
     cubic_resize_to_matmul.PASS,
 )
-# After placement, for the nodes that it keeps float: ``unpad_stem(names)``, ``gelu_to_sigmoid(factors)``.
-__all__ = ["LAYOUT", "gelu_to_sigmoid", "unpad_stem"]
+# Where the caller found that it pays: ``pad_channels(regions)`` before placement; after it, for the nodes that it keeps
+# float, ``unpad_stem(names)`` and ``gelu_to_sigmoid(factors)``.
+__all__ = ["LAYOUT", "gelu_to_sigmoid", "pad_channels", "padded_sizes", "resize_channels", "unpad_stem"]
