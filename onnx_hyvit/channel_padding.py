@@ -154,24 +154,25 @@ def with_padding(
 
 
 def without_useless(
-    prepared: Prepared, padding: ChannelPadding, fitted: Fitted
+    prepared: Prepared, padding: ChannelPadding, planned: Plan, fitted: Fitted
 ) -> tuple[Prepared, ChannelPadding, Scales] | None:
-    """Take padding back where all convolutions that it was for went back to float.
+    """Take padding back where all convolutions that it was for went back to float, for accuracy.
 
     Args:
         prepared: The model; its graph is edited in place.
         padding: What was padded.
-        fitted: Its plan and numbers; not changed.
+        planned: The plan before; what is float in it was so when padding was found to pay.
+        fitted: Its plan now and its numbers; not changed.
 
     Returns:
         The model, what is still padded, and the numbers; None where nothing was taken back.
     """
-    floats = fitted.decision.plan.float_nodes
-    regions = {
-        region: before
-        for region, before in _padded(prepared, padding).items()
-        if all(node.name in floats for node in region.depthwise or region.convolutions)
-    }
+    floats = set(fitted.decision.plan.float_nodes)
+    regions = {}
+    for region, before in _padded(prepared, padding).items():
+        slow = {node.name for node in region.depthwise or region.convolutions}
+        if slow <= floats and not slow <= set(planned.float_nodes):
+            regions[region] = before
     if not regions:
         return None
     shapes, qparams, parameters = prepared.shapes, dict(fitted.scales.qparams), dict(fitted.scales.parameters)

@@ -115,7 +115,7 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
     if _unpad(prepared.model, fitted.decision.plan):  # precision took the stem back to float
         fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more))
-    if padding and (found := without_useless(prepared, padding, fitted)):
+    if padding and (found := without_useless(prepared, padding, decision.plan, fitted)):
         prepared, padding, scales = found
         fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more), scales=scales)
         work = replace(work, shapes=prepared.shapes)

@@ -162,21 +162,22 @@ def padded(slow_float: str):
     work = Work(prepared.model, prepared.shapes, prepared.structure, source, find_recipe("q-hyvit"), config)
 
     def fitted(floats: tuple[str, ...]) -> tuple[Prepared, Fitted]:
+        """The model, and its numbers with more nodes in float; ``planned`` has none."""
         decision = decide(prepared.model, prepared.shapes, target, config, (), None, dict.fromkeys(floats, "accuracy"))
         return prepared, Fitted(decision, find_scales(work, decision.plan))
 
-    return padding, fitted
+    return padding, plan_by_rules(prepared.model, prepared.shapes, target, config), fitted
 
 
 def test_padding_of_a_convolution_that_went_back_to_float_is_taken_back(padded) -> None:
-    padding, fitted = padded
+    padding, planned, fitted = padded
     prepared, numbers = fitted(("c",))
     before = outputs(
         model_to_proto(
             insert_qdq(prepared.model, numbers.decision.plan, numbers.scales.qparams, numbers.scales.parameters)
         )
     )
-    found = without_useless(prepared, padding, numbers)
+    found = without_useless(prepared, padding, planned, numbers)
     assert found is not None
     prepared, left, scales = found
     assert not left.regions
@@ -191,14 +192,21 @@ def test_padding_of_a_convolution_that_went_back_to_float_is_taken_back(padded) 
 
 
 def test_padding_of_a_convolution_that_stays_int8_stays(padded) -> None:
-    padding, fitted = padded
+    padding, planned, fitted = padded
     prepared, numbers = fitted(("a",))
-    assert without_useless(prepared, padding, numbers) is None
+    assert without_useless(prepared, padding, planned, numbers) is None
+
+
+def test_padding_that_pays_in_float_stays(padded) -> None:
+    """It was float by the plan already, when padding was weighed."""
+    padding, _, fitted = padded
+    prepared, numbers = fitted(("c",))
+    assert without_useless(prepared, padding, numbers.decision.plan, numbers) is None
 
 
 def test_a_float_model_has_no_padding(padded) -> None:
     """It is what ``--verify-speed`` writes where int8 is slower."""
-    padding, fitted = padded
+    padding, _, fitted = padded
     prepared, _ = fitted(())
     before = model_to_proto(prepared.model).SerializeToString(deterministic=True)
     plain = unpadded_proto(prepared, padding)
