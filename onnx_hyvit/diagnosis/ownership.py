@@ -29,6 +29,7 @@ _SUFFIXES = (
     "_QuantizeLinear_Output",
     "_Clip_Output",
     "_rewritten",
+    "_padded",
 )
 
 

@@ -2,7 +2,8 @@
 
 A constant that kept its name and shape is known by them, however far a quantizer has moved it. Rewrites rename, pad and
 scale weights, so for the others values must lead: rounding moves a weight by little, and no other weight of the same
-shape is near. A factor per input or output channel, as channel gains leave behind, is fitted.
+shape is near. A factor per input or output channel, as channel gains leave behind, is fitted. Where nothing of the same
+shape is near, channels may have been added to something smaller (see ``passes.layout.pad_channels``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ NEAR = 0.2  # squared error over power; 4-bit codes give about 0.02, an unrelate
 NEAR_BY_NAME = 1.0  # a constant of the same name and shape is another one only when it shares nothing
 MUCH_BETTER = 0.5
 ROUNDS = 4
+MOST_ADDED = 16  # channels that a block of the widest kernel may lack, plus one
 
 
 class FloatWeights:
@@ -42,7 +44,19 @@ class FloatWeights:
         """
         named = [array for array in self._by_name.get(name, {}).values() if array.shape == values.shape]
         found = _nearest(named, values, NEAR_BY_NAME)
-        return _nearest(self._by_shape.get(values.shape, {}).values(), values, NEAR) if found is None else found
+        if found is None:
+            found = _nearest(self._by_shape.get(values.shape, {}).values(), values, NEAR)
+        return _nearest(self._padded(values.shape), values, NEAR) if found is None else found
+
+    def _padded(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """Smaller arrays with channels added: outputs repeat the first ones, inputs are 0."""
+        for smaller, arrays in self._by_shape.items():
+            same = len(smaller) == len(shape) and smaller[2:] == shape[2:] and smaller != shape
+            if same and all(0 <= wide - size < MOST_ADDED for size, wide in zip(smaller, shape, strict=True)):
+                for array in arrays.values():
+                    longer = np.take(array, np.arange(shape[0]) % smaller[0], axis=0)
+                    added = [(0, wide - size) for size, wide in zip(longer.shape, shape, strict=True)]
+                    yield np.pad(longer, added)
 
 
 def _nearest(arrays: Iterable[np.ndarray], values: np.ndarray, limit: float) -> np.ndarray | None:

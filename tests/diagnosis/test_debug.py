@@ -218,6 +218,12 @@ class TestRestore:
         assert found is not None
         np.testing.assert_allclose(found, scaled, rtol=0.03)
 
+    def test_with_channels_added(self, known: FloatWeights) -> None:
+        wide = np.concatenate([self.WEIGHTS[1], self.WEIGHTS[1][:8]])
+        for expected in (wide, np.pad(wide, ((0, 0), (0, 4)))):
+            np.testing.assert_array_equal(known.find((np.round(expected * 4) / 4).astype(np.float32)), expected)
+        assert known.find(np.pad(self.WEIGHTS[1], ((0, 0), (0, 16)))) is None, "no kernel needs so many"
+
     def test_none_is_near(self, known: FloatWeights) -> None:
         assert known.find(self.RNG.normal(size=(24, 32)).astype(np.float32)) is None
         assert known.find(np.zeros((24, 32), np.float32)) is None

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ...graph.channel_regions import ChannelRegion, Part
-from ...graph.edit import constant_of, new_constant, unique_name
+from ...graph.edit import constant_of, unique_name
 from ...graph.io import Model
 from ...graph.pattern import NearMiss
 from ..infrastructure import GraphPass
@@ -52,13 +52,11 @@ def resize_channels(region: ChannelRegion, channels: int, graph: gs.Graph | None
     for node in region.depthwise:
         node.attrs["group"] = channels
     for part in region.parts:
-        values = constant_of(part.node.inputs[part.index])
+        tensor = part.node.inputs[part.index]
+        values = constant_of(tensor)
         assert values is not None, part.node.name
-        resized = _resized(values, part, channels)
-        if graph is None:
-            part.node.inputs[part.index] = gs.Constant(part.node.inputs[part.index].name, resized)
-        else:
-            part.node.inputs[part.index] = new_constant(graph, f"{part.node.name}_padded", resized)
+        name = tensor.name if graph is None else unique_name(graph, f"{tensor.name}_padded")
+        part.node.inputs[part.index] = gs.Constant(name, _resized(values, part, channels))
     for tensor in region.tensors:
         if tensor.shape is not None:
             tensor.shape = [tensor.shape[0], channels, *tensor.shape[2:]]
