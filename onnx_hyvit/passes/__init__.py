@@ -15,6 +15,7 @@ from . import (
     fuse_softmax,
     lower_einsum,
     lower_matmul_to_gemm,
+    lower_spatial_mean,
     resize_all_axes,
     simplify_shape_arithmetic,
     sink_reshapes,
@@ -54,6 +55,7 @@ LOWERING: tuple[GraphPass, ...] = (
     simplify_shape_arithmetic.PASS,
     eliminate_noops.PASS,
     resize_all_axes.PASS,
+    lower_spatial_mean.PASS,
     drop_broadcast_expand.PASS,
     merge_equal_nodes.PASS,
 )
