@@ -25,7 +25,7 @@ from .numerics import QParams
 from .passes import run_passes
 from .passes.layout import pad_channels, padded_sizes, resize_channels
 from .placement import Plan
-from .planning import decide, plan_by_rules
+from .planning import plan_by_rules, profile_for
 from .prepared import Prepared
 from .runtime import observe
 from .scales import Scales
@@ -141,7 +141,7 @@ def with_padding(
     model, shapes = prepared.model, prepared.shapes
     if config.objective == "size" or not config.rewrite_layout:
         return prepared, None
-    profile = decide(model, shapes, target, config, float_nodes).profile
+    profile = profile_for(target, config)
     if profile is None:
         return prepared, None
     plan = plan_by_rules(model, shapes, target, config, float_nodes)

@@ -79,8 +79,7 @@ def decide(
     more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
     asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
-        measured = target.profile if config.activation_bits <= 8 else None  # of 8-bit kernels
-        profile = None if full else find_profile(measured, config.profile)
+        profile = profile_for(target, config)
         plan = _plan(model, shapes, target, config, asked)
         choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
     else:
@@ -90,6 +89,12 @@ def decide(
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
     return Decision(plan, config.objective, profile, choice, more, full)
+
+
+def profile_for(target: Target, config: QuantConfig) -> Profile | None:
+    """Costs of kernels that a decision goes by; None where the target's rules decide alone."""
+    measured = target.profile if config.activation_bits <= 8 else None  # of 8-bit kernels
+    return None if config.mode == "full" else find_profile(measured, config.profile)
 
 
 def decide_int8_residual(

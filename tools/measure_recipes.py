@@ -194,7 +194,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = arguments.only or [name for name, entry in index.items() if entry["dataset"] == "cifar10"]
     train = load_images("cifar10", arguments.data, "train")
     test = draw(load_images("cifar10", arguments.data, "test"), arguments.limit)
-    results = {"calibration_images": arguments.samples, "test_images": len(test), "cells": []}
+    results = {"calibration_images": arguments.samples, "cells": []}
     if arguments.json.is_file():
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
     current = {name: entry["sha256"] for name, entry in index.items()}

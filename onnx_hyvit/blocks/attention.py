@@ -18,9 +18,8 @@ from .flow import Flow
 from .structure import Unrecognised
 
 FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
-LAYOUT = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"})
-LAYOUT |= {"Gather", "Split", "Concat", "Pad", "Tile"}
 MOVING = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"})
+LAYOUT = MOVING | {"Slice", "Gather", "Split", "Concat", "Pad", "Tile"}
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "Neg", "IsNaN", "Dropout", "Not"})
 _AROUND = LAYOUT | _ARITHMETIC | {"BatchNormalization"}
 
