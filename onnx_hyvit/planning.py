@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import QuantConfig
-from .costs import Choice, Profile, choose_float, find_profile, pose_problem
+from .costs import Choice, Profile, choose_float, faster_as_convolution, find_profile, pose_problem
 from .graph.io import Model
 from .placement import FullMode, Plan, make_plan
 from .recipes import find_recipe
@@ -88,6 +88,8 @@ def decide(
     chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
+    if profile is not None and not config.pack_int4:
+        plan = replace(plan, as_convolution=faster_as_convolution(model.graph, plan, shapes, profile))
     return Decision(plan, config.objective, profile, choice, more, full)
 
 

@@ -5,7 +5,7 @@ from .fit import fit_kernel
 from .gelu import gelu_saving
 from .kernels import Work, kernel_of_event, work_of
 from .profile import Kernel, Profile, find_profile, load_profile
-from .units import node_us, weight_shape
+from .units import faster_as_convolution, node_us, weight_shape
 
 __all__ = [
     "FLOAT_BYTES",
@@ -17,6 +17,7 @@ __all__ = [
     "Region",
     "Work",
     "choose_float",
+    "faster_as_convolution",
     "find_profile",
     "fit_kernel",
     "gelu_saving",

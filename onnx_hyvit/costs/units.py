@@ -70,7 +70,7 @@ def find_units(
         else:
             nodes = (node, *followers.get(node.name, ()))
         taken.update(member.name for member in nodes)
-        units.append(_with_costs(nodes, node.name in on_codes, shapes, profile, all_free))
+        units.append(_with_costs(nodes, node.name in on_codes, plan, shapes, profile, all_free))
     return units
 
 
@@ -97,7 +97,12 @@ def _gated(sigmoid: gs.Node, source: gs.Tensor) -> tuple[gs.Node, ...]:
 
 
 def _with_costs(
-    nodes: tuple[gs.Node, ...], is_free: bool, shapes: Mapping[str, Shape], profile: Profile, all_free: bool
+    nodes: tuple[gs.Node, ...],
+    is_free: bool,
+    plan: Plan,
+    shapes: Mapping[str, Shape],
+    profile: Profile,
+    all_free: bool,
 ) -> Unit:
     unit = Unit(nodes, is_free)
     if not is_free:
@@ -109,6 +114,8 @@ def _with_costs(
     else:
         costs = [node_us(nodes[0], False, shapes, profile)]
         eight = [node_us(nodes[0], True, shapes, profile)]
+        if nodes[-1].outputs[0].name in plan.activations and (other := convolution_us(nodes[0], shapes, profile)):
+            eight = [min(us for us in (*eight, other) if us is not None)]
     weights = prod(weight_shape(nodes[0]) or (0,))
     if any(cost is None for cost in costs + eight):
         return Unit(nodes, all_free, weights=weights)
@@ -135,6 +142,35 @@ def node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Pro
             return _padded_us(node, pad, int8, shapes, profile)
     work = _work(op, node, shapes)
     return None if work is None else profile.us(kernel_name(op, int8, detail), work)
+
+
+def convolution_us(node: gs.Node, shapes: Mapping[str, Shape], profile: Profile) -> float | None:
+    """Microseconds of an int8 Gemm as a 1x1 convolution on channels last, with a Reshape on either side.
+
+    None for any other node, or where a shape or a kernel is unknown.
+    """
+    weight = weight_shape(node) if node.op == "Gemm" else None
+    work = _work("Gemm", node, shapes)
+    if weight is None or work is None or node.attrs.get("transA", 0):
+        return None
+    wide, deep = weight if node.attrs.get("transB", 0) else weight[::-1]
+    name = kernel_name("Conv", True, convolution_kind((wide, deep, 1, 1), 1, True))
+    own, move = profile.us(name, work), profile.us(kernel_name("Move", True), Work())
+    return None if own is None or move is None else own + 2 * move
+
+
+def faster_as_convolution(graph: gs.Graph, plan: Plan, shapes: Mapping[str, Shape], profile: Profile) -> frozenset[str]:
+    """Int8 Gemms of ``plan`` with int8 outputs that had better be 1x1 convolutions; see ``convolution_us``."""
+    int8 = set(plan.int8_nodes)
+    results = {plan.absorbed.get(node.name, node.name): node.outputs[0] for node in graph.nodes if node.outputs}
+    found = set()
+    for node in graph.nodes:
+        if node.op != "Gemm" or node.name not in int8 or results[node.name].name not in plan.activations:
+            continue
+        plain, other = node_us(node, True, shapes, profile), convolution_us(node, shapes, profile)
+        if plain is not None and other is not None and other < plain:
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _padding_of_channels(convolution: gs.Node, shapes: Mapping[str, Shape]) -> gs.Node | None:

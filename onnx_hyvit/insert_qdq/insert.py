@@ -21,6 +21,7 @@ from ..numerics import QParams, quantize
 from ..placement import Plan
 from .fold_scale import fold_scales
 from .initializers import insert_biases, insert_constants, insert_weights
+from .linear_to_convolution import linear_to_convolution
 from .log_softmax import emulate_log_codes, functions_of, with_functions
 
 MIN_OPSET = 13
@@ -53,8 +54,9 @@ def insert_qdq(
         raise ModelError(f"{model.path}: opset {model.opset} has no scales per channel; raise it to 17")
     graph = model.graph.copy()
     nodes = {node.name: node for node in graph.nodes}
-    tensors = graph.tensors()
     _write_parameters(nodes, plan, parameters or {})
+    plan, qparams = linear_to_convolution(graph, plan, qparams)
+    tensors = graph.tensors()
     scales = {name: _params_of(name, plan, qparams) for name in plan.activations}
     weight_scales = insert_weights(graph, nodes, tensors, plan, qparams, scales)
     insert_biases(graph, nodes, tensors, plan, scales, weight_scales)

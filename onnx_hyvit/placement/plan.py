@@ -64,6 +64,7 @@ class Plan:
         fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
         mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
+        as_convolution: Int8 Gemms that are written as 1x1 convolutions on channels last.
     """
 
     target: str
@@ -82,6 +83,7 @@ class Plan:
     fold_clip: bool = True
     shield_float: bool = False
     mismatched_pairs: bool = False
+    as_convolution: frozenset[str] = frozenset()
 
     @property
     def on_codes(self) -> frozenset[str]:

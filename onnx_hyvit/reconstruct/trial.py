@@ -77,7 +77,15 @@ def make_trial(model: Model, plan: Plan, parameters: Iterable[str]) -> TrialMode
         parameters: Names of the initializers (weights, biases) that become inputs.
     """
     shield = plan.shield_float and bool(plan.paired)
-    bare = replace(plan, weights={}, biases={}, fold_clip=False, shield_float=shield, mismatched_pairs=False)
+    bare = replace(
+        plan,
+        weights={},
+        biases={},
+        fold_clip=False,
+        shield_float=shield,
+        mismatched_pairs=False,
+        as_convolution=frozenset(),
+    )
     unit = {
         name: QParams(np.ones((), np.float32), np.zeros((), spec.dtype), spec)
         for name, spec in plan.activations.items()

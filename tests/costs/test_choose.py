@@ -11,8 +11,9 @@ import pytest
 from qdq_graphs import ORT, parse, plan_of, weight
 
 from onnx_hyvit.config import QuantConfig
-from onnx_hyvit.costs import Kernel, Profile, choose_float
+from onnx_hyvit.costs import Kernel, Profile, choose_float, faster_as_convolution
 from onnx_hyvit.costs.choose import _cheapest, pose_problem
+from onnx_hyvit.costs.units import find_units
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.planning import decide
@@ -205,3 +206,28 @@ def test_size_drops_the_conditions_that_are_about_speed() -> None:
     shapes = observe_shapes(model_to_proto(model))
     assert not decide(model, shapes, ORT, QuantConfig()).plan.int8_nodes
     assert decide(model, shapes, ORT, QuantConfig(objective="size")).plan.int8_nodes == ("y",)
+
+
+def linear_profile(gemm: Kernel, convolution: Kernel) -> Profile:
+    base = profile_of(int8=0.1)
+    return dataclasses.replace(
+        base, kernels={**base.kernels, "int8.Gemm": gemm, "int8.Conv.pointwise": convolution, "int8.Move": Kernel(1.0)}
+    )
+
+
+@pytest.mark.parametrize(("convolution", "expected"), [(0.3, set()), (0.2, {"a"})], ids=["dearer", "cheaper"])
+def test_a_linear_layer_is_a_convolution_where_that_is_cheaper_moves_included(
+    convolution: float, expected: set[str]
+) -> None:
+    model = model_of(LINEAR)
+    shapes = observe_shapes(model_to_proto(model))
+    profile = linear_profile(Kernel(0.0, ns_per_written=1000 * 4.0 / 128), Kernel(8 * convolution))
+    found = faster_as_convolution(model.graph, plan_of(model), shapes, profile)
+    assert found == expected, "those whose output has no codes never are"
+
+
+def test_a_layer_costs_what_the_better_of_its_forms_does() -> None:
+    model = model_of(LINEAR)
+    shapes = observe_shapes(model_to_proto(model))
+    units = find_units(model.graph, plan_of(model), shapes, linear_profile(Kernel(9.0), Kernel(2.0)))
+    assert {unit.name: unit.int8_us for unit in units if unit.nodes[0].op == "Gemm"} == {"a": 4.0, "b": 9.0, "y": 9.0}
