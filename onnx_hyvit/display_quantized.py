@@ -101,6 +101,8 @@ def quantized(report: dict[str, Any]) -> None:
         out.print(f"  {len(paired)} nodes quantized on both sides and computed in float between")
     for text, count in Counter(plan["emulated"].values()).items():
         out.print(f"  {count} softmax outputs with {escape(text)} in float: no kernel accelerates them")
+    if written := plan["written_as_convolutions"]:
+        out.print(f"  {len(written)} int8 linear layers written as 1x1 convolutions: their kernels are faster")
     _float_reasons(out, kept)
     _speed(out, report["speed"])
     _gelus(out, report["gelus"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
+
 from .calibration import Source
 from .convert import Converted
 from .fit_model import FittedModel
@@ -32,7 +34,7 @@ def build_report(request: Request, fit: FittedModel, made: Converted, float_byte
         "chosen_target": request.chosen_target,
         "found": describe(fit.prepared),
         "passes": {result.name: result.count for result in fit.prepared.passes if result.count},
-        "plan": _describe_plan(made.plan),
+        "plan": _describe_plan(made.plan, made.model),
         "speed": {**fit.fitted.decision.to_dict(), "check": check.to_dict() if check else None},
         "gelus": fit.gelus.to_dict() if fit.gelus else None,
         "channel_padding": fit.padding.to_dict() if fit.padding and made.plan.int8_nodes else None,
@@ -47,12 +49,14 @@ def build_report(request: Request, fit: FittedModel, made: Converted, float_byte
     }
 
 
-def _describe_plan(plan: Plan) -> dict[str, Any]:
+def _describe_plan(plan: Plan, model: onnx.ModelProto) -> dict[str, Any]:
+    written = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name in plan.as_convolution]
     return {
         "paired_nodes": list(plan.paired),
         "emulated": {name: f"{codes.describe()}, emulated" for name, codes in plan.log_codes.items()},
         "int8_nodes": len(plan.int8_nodes),
         "carried_nodes": len(plan.carried_nodes),
+        "written_as_convolutions": written,
         "float_nodes": dict(plan.float_nodes),
     }
 
