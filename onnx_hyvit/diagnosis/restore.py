@@ -1,7 +1,7 @@
 """Find the float weight that a quantized one was made from.
 
-A constant that kept its name and shape is known by them, however far a quantizer has moved it. Rewrites rename, pad and
-scale weights, so for the others values must lead: rounding moves a weight by little, and no other weight of the same
+A constant that kept its name and shape (or became the weight of a 1x1 convolution) is known by them, however far a
+quantizer has moved it. Rewrites rename, pad and scale weights, so for the others values must lead: rounding moves a weight by little, and no other weight of the same
 shape is near. A factor per input or output channel, as channel gains leave behind, is fitted. Where nothing of the same
 shape is near, channels may have been added to something smaller (see ``passes.layout.pad_channels``).
 """
@@ -42,11 +42,17 @@ class FloatWeights:
             values: What the codes stand for.
             name: Name of the constant, where the quantizer kept it.
         """
-        named = [array for array in self._by_name.get(name, {}).values() if array.shape == values.shape]
+        named = [form for array in self._by_name.get(name, {}).values() for form in _forms(array, values.shape)]
         found = _nearest(named, values, NEAR_BY_NAME)
         if found is None:
-            found = _nearest(self._by_shape.get(values.shape, {}).values(), values, NEAR)
+            found = _nearest(self._of_shape(values.shape), values, NEAR)
         return _nearest(self._padded(values.shape), values, NEAR) if found is None else found
+
+    def _of_shape(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """Arrays of that shape, and where it is that of a 1x1 convolution, those of linear layers."""
+        for before in dict.fromkeys((shape, shape[:2], shape[1::-1])):
+            for array in self._by_shape.get(before, {}).values():
+                yield from _forms(array, shape)
 
     def _padded(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         """Smaller arrays with channels added: outputs repeat the first ones, inputs are 0."""
@@ -57,6 +63,16 @@ class FloatWeights:
                     longer = np.take(array, np.arange(shape[0]) % smaller[0], axis=0)
                     added = [(0, wide - size) for size, wide in zip(longer.shape, shape, strict=True)]
                     yield np.pad(longer, added)
+
+
+def _forms(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """``array`` when it has that shape, or can be the weight ``[out, in]`` or ``[in, out]`` of a 1x1 convolution."""
+    if array.shape == shape:
+        yield array
+    elif array.ndim == 2 and len(shape) == 4 and shape[2:] == (1, 1):
+        for linear in (array, array.T):
+            if linear.shape == shape[:2]:
+                yield linear.reshape(shape)
 
 
 def _nearest(arrays: Iterable[np.ndarray], values: np.ndarray, limit: float) -> np.ndarray | None:
