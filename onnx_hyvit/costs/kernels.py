@@ -34,7 +34,7 @@ _SAME_NAME = {
     "QuickGelu": "Silu",
     "SkipLayerNormalization": "LayerNormalization",
 }
-_MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "Identity"})
+MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def kernel_of_event(
         return None
     int8 = op.startswith("QLinear") or op == "QGemm" or (dtype in ("uint8", "int8") and op != "DequantizeLinear")
     plain = _SAME_NAME.get(op, op)
-    if plain in _MOVES:
+    if plain in MOVES:
         plain = "Move"
     if plain == "Conv":
         if weight is None:

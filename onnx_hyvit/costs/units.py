@@ -10,10 +10,9 @@ import onnx_graphsurgeon as gs
 
 from ..graph.edit import constant_of, scalar_of
 from ..placement import Plan
-from .kernels import Shape, Work, convolution_kind, kernel_name, transpose_name, work_of
+from .kernels import MOVES, Shape, Work, convolution_kind, kernel_name, transpose_name, work_of
 from .profile import Profile
 
-MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Split", "Expand", "Identity"})
 FREE_MOVES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 CHANNELS_LAST = ([0, 2, 3, 1], [0, 3, 1, 2])
 
