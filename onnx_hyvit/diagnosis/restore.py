@@ -1,9 +1,10 @@
 """Find the float weight that a quantized one was made from.
 
 A constant that kept its name and shape (or became the weight of a 1x1 convolution) is known by them, however far a
-quantizer has moved it. Rewrites rename, pad and scale weights, so for the others values must lead: rounding moves a weight by little, and no other weight of the same
-shape is near. A factor per input or output channel, as channel gains leave behind, is fitted. Where nothing of the same
-shape is near, channels may have been added to something smaller (see ``passes.layout.pad_channels``).
+quantizer has moved it. Rewrites rename, pad and scale weights, so for the others values must lead: rounding moves a
+weight by little, and no other weight of the same shape is near. A factor per input or output channel, as channel gains
+leave behind, is fitted. Where nothing of the same shape is near, channels may have been added to something smaller (see
+``passes.layout.pad_channels``).
 """
 
 from __future__ import annotations
