@@ -88,9 +88,22 @@ def decide(
     chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
     if chosen or plan is None:
         plan = _plan(model, shapes, target, config, {**chosen, **asked})
-    if profile is not None and not config.pack_int4:
-        plan = replace(plan, as_convolution=faster_as_convolution(model.graph, plan, shapes, profile))
+    if profile is not None:
+        plan = _with_faster_forms(model, shapes, plan, profile, config)
     return Decision(plan, config.objective, profile, choice, more, full)
+
+
+def _with_faster_forms(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], plan: Plan, profile: Profile, config: QuantConfig
+) -> Plan:
+    """The plan with the layers and copies that are to be written in another form, for other kernels."""
+    linear = faster_as_convolution(model.graph, plan, shapes, profile)
+    resizes = frozenset(node.name for node in model.graph.nodes if node.op == "Resize")
+    return replace(
+        plan,
+        as_convolution=frozenset() if config.pack_int4 else linear,  # convolutions have no kernel for INT4
+        as_gather=resizes & set(plan.carried_nodes),
+    )
 
 
 def profile_for(target: Target, config: QuantConfig) -> Profile | None:

@@ -56,11 +56,11 @@ def interpolation_matrix(size: int, out: int, scale: float, how: Interpolation) 
         scale: Ratio of extents as the node states it.
         how: Interpolation.
     """
-    position = _source_positions(size, out, scale, how.coordinates)
     matrix = np.zeros((out, size))
     if how.mode == "nearest":
-        matrix[np.arange(out), np.clip(_round(position, how.nearest), 0, size - 1).astype(int)] = 1.0
+        matrix[np.arange(out), _nearest(size, out, scale, how)] = 1.0
         return matrix
+    position = _source_positions(np.arange(out, dtype=np.float64), size, scale, how.coordinates)
     stretch = max(1.0, 1.0 / scale) if how.antialias else 1.0
     reach = 1.0 if how.mode == "linear" else 2.0
     span = int(np.ceil(reach * stretch)) + 1
@@ -74,14 +74,21 @@ def interpolation_matrix(size: int, out: int, scale: float, how: Interpolation) 
     return matrix
 
 
-def _source_positions(size: int, out: int, scale: float, coordinates: str) -> np.ndarray:
-    target = np.arange(out, dtype=np.float64)
+def _nearest(size: int, out: int, scale: float, how: Interpolation) -> np.ndarray:
+    """Positions [out] that are copied; in float32, as runtimes compute them: the last bit may decide."""
+    position = _source_positions(np.arange(out, dtype=np.float32), size, scale, how.coordinates)
+    return np.clip(_round(position, how.nearest), 0, size - 1).astype(np.int64)
+
+
+def _source_positions(target: np.ndarray, size: int, scale: float, coordinates: str) -> np.ndarray:
+    """Where in the input the output positions ``target`` [out] lie, in the same dtype."""
+    out = len(target)
     if coordinates == "align_corners":
-        return target * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
+        return target * (size - 1) / (out - 1) if out > 1 else np.zeros_like(target)
     if coordinates == "asymmetric":
         return target / scale
     if coordinates == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1)
+        return np.zeros_like(target)
     if coordinates == "half_pixel_symmetric":
         adjustment = out / (size * scale)
         centre = size / 2
@@ -117,9 +124,40 @@ def matrices_of(node: gs.Node) -> tuple[np.ndarray, np.ndarray] | str:
     Returns:
         Two float32 matrices [out, in], of rows and of columns; or why there are none.
     """
-    source, output, how = node.inputs[0], node.outputs[0], interpolation_of(node.attrs)
-    if how.mode not in ("linear", "cubic") or how.coordinates == "tf_crop_and_resize":
-        return "copies, or has a region of interest"
+    how = interpolation_of(node.attrs)
+    if how.mode not in ("linear", "cubic"):
+        return "copies"
+    sides = _sides_of(node, how)
+    if isinstance(sides, str):
+        return sides
+    rows, columns = (interpolation_matrix(*side, how).astype(np.float32) for side in sides)
+    return rows, columns
+
+
+def nearest_positions(node: gs.Node) -> tuple[np.ndarray, np.ndarray] | str:
+    """What a Resize copies that enlarges or shrinks the two sides of a float32 map and nothing else.
+
+    Args:
+        node: A Resize.
+
+    Returns:
+        Two int64 arrays [out] of positions in the input, of rows and of columns; or why there are none.
+    """
+    how = interpolation_of(node.attrs)
+    if how.mode != "nearest":
+        return "interpolates"
+    sides = _sides_of(node, how)
+    if isinstance(sides, str):
+        return sides
+    rows, columns = (_nearest(*side, how) for side in sides)
+    return rows, columns
+
+
+def _sides_of(node: gs.Node, how: Interpolation) -> list[tuple[int, int, float]] | str:
+    """Of rows and of columns: extent before, extent after, scale; or why the node resizes something else."""
+    source, output = node.inputs[0], node.outputs[0]
+    if how.coordinates == "tf_crop_and_resize":
+        return "has a region of interest"
     if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "keeps the ratio of its sides"
     if rank_of(source) != 4 or rank_of(output) != 4 or source.dtype != np.float32:
@@ -133,11 +171,12 @@ def matrices_of(node: gs.Node) -> tuple[np.ndarray, np.ndarray] | str:
     scales = _fixed_scales(node, axes)
     if scales is None:
         return "its scales are not fixed, or change batch or channels"
-    rows, columns = (
-        interpolation_matrix(before, after, scale or after / before, how).astype(np.float32)  # type: ignore[operator, arg-type]
-        for (before, after), scale in zip(sides, scales, strict=True)
-    )
-    return rows, columns
+    if any(
+        scale and int(np.float32(side[0]) * np.float32(scale)) != side[1]
+        for side, scale in zip(sides, scales, strict=True)
+    ):
+        return "runtimes do not agree on its new sides"
+    return [(before, after, scale or after / before) for (before, after), scale in zip(sides, scales, strict=True)]  # type: ignore[operator, misc]
 
 
 def _fixed_scales(node: gs.Node, axes: list[int]) -> list[float] | None:

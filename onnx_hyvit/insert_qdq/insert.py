@@ -23,6 +23,7 @@ from .fold_scale import fold_scales
 from .initializers import insert_biases, insert_constants, insert_weights
 from .linear_to_convolution import linear_to_convolution
 from .log_softmax import emulate_log_codes, functions_of, with_functions
+from .resize_to_gather import resize_to_gather
 
 MIN_OPSET = 13
 FUSED_BETWEEN_PAIRS = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "AveragePool"}) | frozenset(
@@ -56,6 +57,7 @@ def insert_qdq(
     nodes = {node.name: node for node in graph.nodes}
     _write_parameters(nodes, plan, parameters or {})
     plan, qparams = linear_to_convolution(graph, plan, qparams)
+    plan = resize_to_gather(graph, plan)
     tensors = graph.tensors()
     scales = {name: _params_of(name, plan, qparams) for name in plan.activations}
     weight_scales = insert_weights(graph, nodes, tensors, plan, qparams, scales)

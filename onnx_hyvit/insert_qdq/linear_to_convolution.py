@@ -21,11 +21,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph.edit import add_node, constant_of, new_constant, new_variable
-from ..numerics import QParams, QuantSpec
+from ..graph.edit import constant_of, new_variable
+from ..numerics import QParams
 from ..placement import Plan
-
-TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+from .carry import TO_FIRST, TO_LAST, carry, reshape, transpose
 
 
 def linear_to_convolution(
@@ -77,60 +76,33 @@ def _rewrite(
     values = weight.values if is_wide_first else np.ascontiguousarray(weight.values.T)
     wide, deep = values.shape
     weight.values = values.reshape(wide, deep, 1, 1)
-    made = [_reshape(graph, node, source, [1, -1, 1, deep])]
-    made.append(_transpose(graph, node, made[-1].outputs[0], TO_FIRST))
+    before = [reshape(graph, node.name, source, [1, -1, 1, deep])]
+    before.append(transpose(graph, node.name, before[0].outputs[0], TO_FIRST))
     node.op, node.attrs = "Conv", {"kernel_shape": [1, 1]}
-    node.inputs[0] = made[1].outputs[0]
+    node.inputs[0] = before[1].outputs[0]
     maps = new_variable(graph, f"{result.name}_Map", np.float32)
     if last is not node:
         node.outputs[0].shape = None  # was that of the rows
     last.outputs[0] = maps
-    made.append(_transpose(graph, node, maps, TO_LAST))
-    made.append(_reshape(graph, node, made[-1].outputs[0], [-1, wide], result))
-    return _carried(plan, qparams, source.name, result.name, maps.name, made, weight.name)
+    behind = [transpose(graph, node.name, maps, TO_LAST)]
+    behind.append(reshape(graph, node.name, behind[0].outputs[0], [-1, wide], result))
+    plan, qparams = _made_by_kernel(plan, qparams, result.name, maps.name, weight.name)
+    return carry(carry(plan, before, source.name), behind, maps.name), qparams
 
 
-def _transpose(graph: gs.Graph, layer: gs.Node, source: gs.Tensor, perm: list[int]) -> gs.Node:
-    stem = f"{layer.name}_Transpose"
-    output = new_variable(graph, f"{stem}_Output", np.float32)
-    return add_node(graph, "Transpose", [source], [output], stem=stem, attrs={"perm": perm})
-
-
-def _reshape(
-    graph: gs.Graph, layer: gs.Node, source: gs.Tensor, shape: list[int], output: gs.Tensor | None = None
-) -> gs.Node:
-    stem = f"{layer.name}_Reshape"
-    output = new_variable(graph, f"{stem}_Output", np.float32) if output is None else output
-    sizes = new_constant(graph, f"{stem}_shape", np.array(shape, np.int64))
-    return add_node(graph, "Reshape", [source, sizes], [output], stem=stem)
-
-
-def _carried(
-    plan: Plan,
-    qparams: Mapping[str, QParams],
-    source: str,
-    result: str,
-    maps: str,
-    made: list[gs.Node],
-    weight: str,
+def _made_by_kernel(
+    plan: Plan, qparams: Mapping[str, QParams], result: str, maps: str, weight: str
 ) -> tuple[Plan, Mapping[str, QParams]]:
-    """The plan with the moves carried; ``maps``, which the int8 kernel makes, takes over the scale of ``result``."""
-    before, after = plan.activations[source], plan.activations[result]
-    into = [node.outputs[0].name for node in made[:2]]
-    out = [made[2].outputs[0].name, result]
-    tied = {name: maps if origin == result else origin for name, origin in plan.tied.items()}
-    spec: QuantSpec = replace(plan.weights[weight], axis=None if plan.weights[weight].axis is None else 0)
+    """``maps``, which the int8 kernel makes now, has the scale that ``result`` had; the weight is that of a Conv."""
+    spec = replace(plan.weights[weight], axis=None if plan.weights[weight].axis is None else 0)
     changed = dict(qparams)
     changed[maps] = changed.pop(result)
     if weight in changed:
         changed[weight] = replace(changed[weight], spec=spec)
-    return (
-        replace(
-            plan,
-            carried_nodes=(*plan.carried_nodes, *(node.name for node in made)),
-            activations={**plan.activations, **dict.fromkeys(into, before), **dict.fromkeys((maps, *out), after)},
-            weights={**plan.weights, weight: spec},
-            tied={**tied, **dict.fromkeys(into, plan.source_of(source)), **dict.fromkeys(out, maps)},
-        ),
-        changed,
+    plan = replace(
+        plan,
+        activations={**plan.activations, maps: plan.activations[result]},
+        weights={**plan.weights, weight: spec},
+        tied={name: maps if origin == result else origin for name, origin in plan.tied.items()},
     )
+    return plan, changed

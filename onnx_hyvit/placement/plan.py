@@ -65,6 +65,7 @@ class Plan:
         mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
         as_convolution: Int8 Gemms that are written as 1x1 convolutions on channels last.
+        as_gather: Carried Resizes of mode nearest that are written as Gathers on channels last.
     """
 
     target: str
@@ -84,6 +85,7 @@ class Plan:
     shield_float: bool = False
     mismatched_pairs: bool = False
     as_convolution: frozenset[str] = frozenset()
+    as_gather: frozenset[str] = frozenset()
 
     @property
     def on_codes(self) -> frozenset[str]:

@@ -85,6 +85,7 @@ def make_trial(model: Model, plan: Plan, parameters: Iterable[str]) -> TrialMode
         shield_float=shield,
         mismatched_pairs=False,
         as_convolution=frozenset(),
+        as_gather=frozenset(),
     )
     unit = {
         name: QParams(np.ones((), np.float32), np.zeros((), spec.dtype), spec)
