@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from .kernels import FLOAT_BLOCK, Shape, Work, kernel_name, transpose_name
 from .profile import Profile
-from .units import Unit, elements
+from .units import Unit, copies_pixels, elements
 
 PLAIN, BLOCKED, LAST, ANY = "plain", "blocked", "channels last", "any"
 FOLLOWERS = frozenset({"Add", "Mul", "Sigmoid", "Relu", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "LeakyRelu"})
@@ -30,7 +30,7 @@ def layout_of(node: gs.Node | None, int8: bool, is_free: bool, shapes: Mapping[s
         return PLAIN
     if node.op in ELEMENTWISE or (not is_free and node.op in FOLLOWERS):
         return ANY
-    convolutional = node.op == "Conv" or (node.op in FOLLOWERS and _beside_convolution(node))
+    convolutional = node.op == "Conv" or (_follows(node) and _beside_convolution(node))
     if not convolutional:
         return PLAIN
     if int8:
@@ -39,11 +39,15 @@ def layout_of(node: gs.Node | None, int8: bool, is_free: bool, shapes: Mapping[s
     return BLOCKED if len(shape) == 4 and shape[1] % FLOAT_BLOCK == 0 else PLAIN
 
 
+def _follows(node: gs.Node) -> bool:
+    return node.op in FOLLOWERS or copies_pixels(node)
+
+
 def _beside_convolution(node: gs.Node, depth: int = 4) -> bool:
     """Whether a convolution writes what ``node`` reads, directly or through other followers."""
     for tensor in node.inputs:
         for before in tensor.inputs:
-            if before.op == "Conv" or (depth and before.op in FOLLOWERS and _beside_convolution(before, depth - 1)):
+            if before.op == "Conv" or (depth and _follows(before) and _beside_convolution(before, depth - 1)):
                 return True
     return False
 

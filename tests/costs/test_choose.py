@@ -12,6 +12,7 @@ from qdq_graphs import ORT, parse, plan_of, weight
 
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.costs import Kernel, Profile, choose_float, faster_as_convolution
+from onnx_hyvit.costs.borders import BLOCKED, LAST, PLAIN, layout_of
 from onnx_hyvit.costs.choose import _cheapest, pose_problem
 from onnx_hyvit.costs.units import find_units
 from onnx_hyvit.graph import model_to_proto
@@ -231,3 +232,21 @@ def test_a_layer_costs_what_the_better_of_its_forms_does() -> None:
     shapes = observe_shapes(model_to_proto(model))
     units = find_units(model.graph, plan_of(model), shapes, linear_profile(Kernel(9.0), Kernel(2.0)))
     assert {unit.name: unit.int8_us for unit in units if unit.nodes[0].op == "Gemm"} == {"a": 4.0, "b": 9.0, "y": 9.0}
+
+
+def test_a_nearest_resize_costs_what_moving_its_values_does_and_lies_as_the_convolution_wrote_it() -> None:
+    text = """g (float[1,16,8,8] x) => (float[1,16,16,16] y) {
+        a = Conv(x, w) r = Resize<mode="MODE">(a, , scales) y = Conv(r, v) }"""
+    found = {}
+    for mode in ("nearest", "linear"):
+        model = parse(text.replace("MODE", mode), **WEIGHTS, scales=np.float32([1, 1, 2, 2]))
+        shapes = observe_shapes(model_to_proto(model))
+        moves = {"int8.Transpose": Kernel(0.0, ns_per_written=1.0), "float.Reorder": Kernel(0.0, ns_per_written=2.0)}
+        base = profile_of()
+        profile = dataclasses.replace(base, kernels={**base.kernels, **moves})
+        (unit,) = (u for u in find_units(model.graph, plan_of(model), shapes, profile) if u.name == "r")
+        layouts = [layout_of(unit.nodes[0], int8, unit.is_free, shapes) for int8 in (False, True)]
+        found[mode] = (unit.is_free, unit.float_us, unit.int8_us, layouts)
+    values = 16 * 16 * 16 / 1000
+    assert found["nearest"] == (True, 2 * values, values, [BLOCKED, LAST])
+    assert found["linear"] == (False, 0.0, 0.0, [PLAIN, PLAIN])
