@@ -49,7 +49,10 @@ BAD_KERNELS = {
     "QLinearAveragePool": "about 30x slower than float",
     "DynamicQuantizeMatMul": "measures ranges at run time: not what was calibrated",
 }
+POOLED_CODES = "int8 with channels first: 10x to 75x slower than float; behind an int8 convolution it is NhwcMaxPool"
 FAULTS = ("float_int8_weights", "dequantized_weights", "bad_kernels", "orphan_pairs")
+_MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "MaxPool", "Clip"})
+_CODE_KERNELS = frozenset({"QLinearConv", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "NhwcMaxPool"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FUSED_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|_gemm|/\w+Fusion/*|_output_\d+)$")
 
@@ -142,6 +145,7 @@ def audit(
     constants = _constants(graph)
     groups: dict[str, list[Kernel]] = {"int8": [], "float": []}
     bad: list[Kernel] = []
+    makers = Lookup(graph).makers
     for node in graph.node:
         kernel = Kernel(original_name(node.name, names), node.op_type, _has_weight(node, constants))
         if node.op_type in INT8_KERNELS:
@@ -150,6 +154,8 @@ def audit(
             groups["float"].append(kernel)
         if node.op_type in BAD_KERNELS:
             bad.append(dataclasses.replace(kernel, detail=BAD_KERNELS[node.op_type]))
+        elif node.op_type == "MaxPool" and _reads_codes(node, makers):
+            bad.append(dataclasses.replace(kernel, detail=POOLED_CODES))
     excused, stored = find_float_types(proto.graph), _float_int8_weights(groups["float"], proto.graph)
     lists = {
         **groups,
@@ -188,6 +194,14 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
         if node.op_type in ("DequantizeLinear", "Transpose", "Reshape", "ReorderInput") and node.input[0] in found:
             found.update(node.output)
     return found
+
+
+def _reads_codes(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether what ``node`` reads was made as codes, moved or not."""
+    maker = makers.get(node.input[0])
+    while maker is not None and maker.op_type in _MOVES:
+        maker = makers.get(maker.input[0])
+    return maker is not None and (maker.op_type == "QuantizeLinear" or maker.op_type in _CODE_KERNELS)
 
 
 def _has_weight(node: onnx.NodeProto, constants: set[str]) -> bool:

@@ -130,8 +130,8 @@ def node_us(node: gs.Node, int8: bool, shapes: Mapping[str, Shape], profile: Pro
     if int8 and node.op == "Transpose":
         before, after = (tuple(shapes.get(tensor.name, ())) for tensor in (node.inputs[0], node.outputs[0]))
         return profile.us(transpose_name(before, after), work_of(node.op, (before,), (after,))) if before else None
-    if copies_pixels(node):  # profiles know no Resize; this one moves every value that it writes once
-        size = elements(node.outputs[0], shapes)
+    if copies_pixels(node):  # profiles do not know these; their kernels move every value about once
+        size = max(elements(node.inputs[0], shapes), elements(node.outputs[0], shapes))
         name = kernel_name("Transpose", True) if int8 else kernel_name("Reorder", False)
         return profile.us(name, Work(0, size, size)) if size else None
     op = "Move" if node.op in MOVES else "Gemm" if node.op == "MatMul" and weight_shape(node) else node.op
@@ -231,8 +231,8 @@ def _work(op: str, node: gs.Node, shapes: Mapping[str, Shape]) -> Work | None:
 
 
 def copies_pixels(node: gs.Node) -> bool:
-    """Whether it is a Resize that copies values; see ``insert_qdq.resize_to_gather`` for its int8 form."""
-    return node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest"
+    """Whether it is a MaxPool, or a Resize that copies values: int8 kernels for channels last, float ones for blocks."""
+    return node.op == "MaxPool" or (node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest")
 
 
 def elements(tensor: gs.Tensor, shapes: Mapping[str, Shape]) -> int:

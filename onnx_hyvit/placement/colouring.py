@@ -239,6 +239,8 @@ def _carry_backwards(state: Colouring, float_names: Mapping[str, str]) -> None:
     for node in reversed(state.graph.nodes):
         if state.is_int8(node) or node.op not in state.target.carried or node.name in float_names:
             continue
+        if node.op == "MaxPool" and state.target.shield_float:
+            continue  # fast on codes only behind an int8 convolution, see ``shield_float``
         if node.domain not in DEFAULT_DOMAINS or state.target.carried[node.op].refuses_attributes(node.attrs):
             continue
         source, output = state.quantized_inputs(node)[:1], node.outputs[0]

@@ -279,3 +279,34 @@ def test_given_weight_scales_are_used():
     proto = model_to_proto(insert_qdq(model, plan, {**minmax(model, plan, feeds), "w": given}))
     np.testing.assert_array_equal(initializers(proto)["w_scale"], given.scale)
     assert isinstance(spec, QuantSpec)
+
+
+POOL = "MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        f"m = {POOL}(s)",
+        "m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(s)",  # of the same size: movement, but for its cost
+        f"p = {POOL}(s) m = Transpose<perm=[0,1,3,2]>(p)",
+        f"p = {POOL}(s) m = Reshape(p, flat)",
+    ],
+)
+def test_a_float_maxpool_is_not_made_int8_by_the_runtime(tail: str):
+    text = f"g (float[1,16,9,9] x) => (float[1,16,H,W] y) {{ s = Softmax(x) {tail} y = Conv(m, v) }}"
+    model = parse(text, v=weight(16, 16, 1, 1), flat=np.array([1, 16, -1, 1]))
+    plan, proto, feeds = quantize(model)
+    report = audit(proto)
+    assert report.counts["int8"] == 1 and report.clean
+    assert "Sum" in report.operators, "what keeps Q behind the MaxPool"
+    bare = model_to_proto(insert_qdq(model, dataclasses.replace(plan, shield_float=False), minmax(model, plan, feeds)))
+    assert [kernel.op for kernel in audit(bare).bad_kernels] == ["MaxPool"]
+    np.testing.assert_array_equal(run(proto, feeds, "none"), run(bare, feeds, "none"))
+
+
+def test_a_maxpool_behind_an_int8_convolution_works_on_its_codes():
+    model = conv_net(f"p = {POOL}(c) q = {POOL}(p) y = Conv(q, v)", "1,16,2,2", v=weight(16, 16, 1, 1, seed=2))
+    _, proto, _ = quantize(model)
+    report = audit(proto)
+    assert report.operators["NhwcMaxPool"] == 2 and "Sum" not in report.operators and report.clean
