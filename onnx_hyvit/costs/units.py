@@ -231,7 +231,7 @@ def _work(op: str, node: gs.Node, shapes: Mapping[str, Shape]) -> Work | None:
 
 
 def copies_pixels(node: gs.Node) -> bool:
-    """Whether it is a MaxPool, or a Resize that copies values: int8 kernels for channels last, float ones for blocks."""
+    """Whether it is a MaxPool, or a Resize that copies values: channels last in int8, blocks of them in float."""
     return node.op == "MaxPool" or (node.op == "Resize" and node.attrs.get("mode", "nearest") == "nearest")
 
 

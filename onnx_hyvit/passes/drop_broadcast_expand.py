@@ -41,7 +41,9 @@ def _bypass(expand: gs.Node, reader: gs.Node) -> int:
     rank = rank_of(other)
     if other is expanded or rank is None or len(shape) > rank:
         return 0
-    if any(size != 1 and size != dim_of(other, axis + rank - len(shape)) for axis, size in enumerate(shape)):
+    source = expand.inputs[0]
+    enlarged = [(axis, size) for axis, size in enumerate(shape) if size not in (1, dim_of(source, axis - len(shape)))]
+    if any(size != dim_of(other, axis + rank - len(shape)) for axis, size in enlarged):
         return 0
     reader.inputs[index] = expand.inputs[0]
     return 1

@@ -51,3 +51,9 @@ def test_another_reader_keeps_the_expand() -> None:
 def test_needed_expands_stay(text: str, shape: list[int]) -> None:
     proto = parse(text, weights={"s": np.array(shape, np.int64)})
     assert count_of(proto, drop_broadcast_expand.PASS) == 0
+
+
+def test_an_axis_that_the_expand_leaves_as_it_is_asks_nothing_of_the_other_operand() -> None:
+    text = "agraph (float[1, 5] x, float[4, 1] e) => (float[4, 5] z) { b = Expand(e, s) z = Add(x, b) }"
+    proto = parse(text, weights={"s": np.array([4, 5], np.int64)})
+    assert ops(apply(proto, drop_broadcast_expand.PASS)) == {"Add": 1}

@@ -13,6 +13,7 @@ from . import (
     pad_stem,
     resize_to_matmul,
     split_linear,
+    transpose_before_expand,
     unpack_heads,
 )
 from .gelu_to_sigmoid import gelu_to_sigmoid
@@ -23,6 +24,7 @@ LAYOUT: tuple[GraphPass, ...] = (
     unpack_heads.PASS,
     split_linear.PASS,
     channels_last_region.PASS,
+    transpose_before_expand.PASS,
     compose_movement.PASS,
     pad_stem.PASS,
     resize_to_matmul.PASS,
