@@ -6,11 +6,15 @@ After
     DequantizeLinear(codes; c * scale, zero_point)
 Conditions
     1. c is one fixed number above 0 and below infinity, and the codes have one scale;
-    2. the second pair, when there is one, is the only reader of the product; no codes are clipped between.
+    2. the second pair, when there is one, is the only reader of the product; no codes are clipped between;
+    3. the product absorbed no Relu or Clip: where zero is the lowest code, the second Q does its work.
 One node and one rounding less: the codes stay, only what they stand for changes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -25,11 +29,40 @@ from ..graph.edit import (
     scalar_of,
     take_over_output,
 )
+from ..numerics import QParams
+from ..placement import Plan
 
 
-def fold_scales(graph: gs.Graph) -> int:
+def fold_scales(graph: gs.Graph, plan: Plan) -> int:
     """Fold every such product in ``graph``, which is edited in place; returns how many."""
-    return sum(_fold(graph, node) for node in list(graph.nodes) if node.op == "Mul" and not node.domain)
+    products = [node for node in graph.nodes if node.op == "Mul" and not node.domain]
+    return sum(_fold(graph, node) for node in products if node.name not in plan.absorbed.values())
+
+
+def product_scales(graph: gs.Graph, plan: Plan, scales: Mapping[str, QParams]) -> dict[str, QParams]:
+    """Scales of activations once products are folded: that of a product follows from its factor.
+
+    What is derived from an activation's scale (that of a bias, by a layer that reads the product) must know that.
+
+    Args:
+        graph: The float graph.
+        plan: Its plan.
+        scales: Scales of all activations of the plan.
+    """
+    found, on_codes = dict(scales), plan.on_codes
+    for node in graph.nodes:
+        if node.op != "Mul" or node.domain or node.name not in on_codes or node.name in plan.absorbed.values():
+            continue
+        for source, other in (node.inputs, node.inputs[::-1]):
+            factor, result = _number(other), node.outputs[0].name
+            if source.name not in found or result not in found or factor is None or not 0 < factor < np.inf:
+                continue
+            before, spec = found[source.name], found[result].spec
+            if before.spec == spec and spec.axis is None and spec.is_full_container:
+                product = replace(before, scale=np.array(before.scale * np.float32(factor), before.scale.dtype))
+                found |= {name: product for name in found if plan.source_of(name) == plan.source_of(result)}
+            break
+    return found
 
 
 def _fold(graph: gs.Graph, node: gs.Node) -> int:

@@ -15,6 +15,7 @@ from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.kernel_audit import audit
 from onnx_hyvit.numerics import QParams, QuantSpec
 from onnx_hyvit.targets import load_target
+from onnx_hyvit.validate import find_patterns
 
 BIAS = np.linspace(-1, 1, 16, dtype=np.float32)
 
@@ -310,3 +311,21 @@ def test_a_maxpool_behind_an_int8_convolution_works_on_its_codes():
     _, proto, _ = quantize(model)
     report = audit(proto)
     assert report.operators["NhwcMaxPool"] == 2 and "Sum" not in report.operators and report.clean
+
+
+def test_the_bias_behind_a_folded_product_has_the_scale_that_its_layer_reads():
+    model = conv_net("k = Mul(c, two) y = Conv(k, v, b)", two=np.float32(1.702), v=weight(16, 16, 1, 1, seed=2))
+    plan, feeds = plan_of(model), feeds_of(model)
+    searched = minmax(model, plan, feeds)
+    searched["k"] = dataclasses.replace(searched["k"], scale=searched["k"].scale * np.float32(0.9))  # as mse finds it
+    proto = model_to_proto(insert_qdq(model, plan, searched), check=True)
+    assert "Mul" not in ops(proto) and [str(finding) for finding in find_patterns(proto)] == []
+    np.testing.assert_allclose(run(proto, feeds), run(proto, feeds, "none"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_that_a_relu_limits_is_not_folded():
+    model = conv_net("k = Mul(c, two) r = Relu(k) y = Conv(r, v)", two=np.float32(0.5), v=weight(16, 16, 1, 1, seed=2))
+    plan, proto, feeds = quantize(model)
+    expected = run(model_to_proto(model), feeds)
+    assert plan.absorbed == {"r": "k"}
+    assert np.square(run(proto, feeds) - expected).mean() < 1e-3 * np.square(expected).mean()
