@@ -20,6 +20,8 @@ from .structure import Unrecognised
 FUSED = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
 MOVING = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand"})
 LAYOUT = MOVING | {"Slice", "Gather", "Split", "Concat", "Pad", "Tile"}
+POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "AveragePool"})
+LONGEST_GATE = 16  # nodes from the mean to Softmax: two layers, their norms and activations, layout
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "Neg", "IsNaN", "Dropout", "Not"})
 _AROUND = LAYOUT | _ARITHMETIC | {"BatchNormalization"}
 
@@ -140,6 +142,8 @@ def _around_softmax(flow: Flow, first: int, softmax: int) -> Core | Unrecognised
     node = flow.nodes[softmax]
     probabilities = flow.outputs(softmax)[0]
     if after is None:
+        if _weighs_branches(flow, first):
+            return None
         return _separable(flow, softmax) or _lonely_softmax(flow, softmax, passed)
     if before is None:
         return Unrecognised(
@@ -149,6 +153,19 @@ def _around_softmax(flow: Flow, first: int, softmax: int) -> Core | Unrecognised
     other = [name for name in flow.inputs(after) if flow.made_at.get(name) not in passed and name != probabilities]
     query, key = (tensor.name for tensor in flow.nodes[before].inputs[:2])
     return Core("softmax", members, before, after, query, key, (other or [key])[0], probabilities)
+
+
+def _weighs_branches(flow: Flow, softmax: int) -> bool:
+    """Whether a mean over all positions makes the scores: a choice among branches (SKNet, ResNeSt), no attention."""
+    place = softmax
+    for _ in range(LONGEST_GATE):
+        sources, makers = flow.inputs(place), flow.producers(place)
+        if len(sources) != 1 or len(makers) != 1:
+            return False
+        place = makers[0]
+        if flow.nodes[place].op in POOLS:
+            return 0 < flow.size(sources[0]) < sum(map(flow.size, flow.inputs(place)))
+    return False
 
 
 def _lonely_softmax(flow: Flow, softmax: int, passed: Iterable[int]) -> Unrecognised | None:

@@ -254,3 +254,22 @@ def test_region_that_needs_another_input_is_refused() -> None:
     proto = onnx.shape_inference.infer_shapes(_model("a = Relu (image)\nout = Relu (a)", "float[1,3,16,16] out"))
     with pytest.raises(ModelError, match="image"):
         extract_region(proto, [], ["out"])
+
+
+@pytest.mark.parametrize(("pooled", "found"), [(True, 0), (False, 1)])
+def test_a_choice_among_branches_is_no_attention(pooled: bool, found: int) -> None:
+    """SKNet, ResNeSt: softmax of what a mean over positions says, times the branches, summed."""
+    body = f"""
+        a = Conv <strides = [4, 4]> (image, patch)
+        last = Constant <value_ints = [2, 3]> ()
+        m = {"ReduceMean (a, last)" if pooled else "Relu (a)"}
+        s = Conv (m, mask)
+        p = Softmax <axis = 1> (s)
+        weighted = Mul (a, p)
+        branches = Constant <value_ints = [1]> ()
+        context = ReduceSum <keepdims = 0> (weighted, branches)
+        out = Relu (context)
+    """
+    structure, _ = _structure(_model(body, "float[1,4,4] out"))
+    assert len(structure.attentions) == found
+    assert not [miss for miss in structure.unrecognised if "Softmax" in miss.reason]
