@@ -54,7 +54,7 @@ recipes: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python
 ablation: $(VENV)/.test
 	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make ablation CIFAR=DIR" >&2; exit 1; }
 	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --ablation --bits w8a8 w4a8 --seeds 1 \
-	  --json tools/results/ablation.json
+	  --json tools/results/ablation.json --readme README.md
 
 ## Time and memory of quantize by model and number of images; MODELS="FILE.onnx ..." adds models.
 .PHONY: cost

@@ -1,7 +1,7 @@
 """Accuracy of every recipe at several bit widths, and of other tools, on the models of the zoo.
 
     python tools/measure_recipes.py --data DIR --json tools/results/recipes.json --readme README.md
-    python tools/measure_recipes.py --data DIR --ablation --json tools/results/ablation.json
+    python tools/measure_recipes.py --data DIR --ablation --json tools/results/ablation.json --readme README.md
 
 Each cell quantizes a model with images drawn from the training split by a seed and classifies the test images. Sessions
 sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
@@ -18,17 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recipe_tables import BITS, ablation_table, recipes_table, replace_between
 from zoo.datasets import DataError, Images, load_images, to_input
 from zoo.index import read_index
 from zoo.results import draw, quantize_static
-from zoo.scoring import predict, wilson
+from zoo.scoring import predict
 
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
@@ -38,7 +38,6 @@ from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
 RECIPES = ("minmax", "percentile", "gains", "q-hyvit")
-BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 PEER_SCRIPTS = Path(__file__).parent / "speed" / "peers"
 PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")
 
@@ -65,9 +64,6 @@ def ablation() -> list[Recipe]:
         parts |= more
         recipes.append(Recipe(name, "a step of the ablation", **parts))
     return recipes
-
-
-START, END = "<!-- recipes: start -->", "<!-- recipes: end -->"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -231,76 +227,6 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def render(results: Mapping[str, Any]) -> str:
-    """A Markdown table: mean drop of top-1 and mean agreement over models and seeds, spread over seeds."""
-    cells_of: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for cell in results["cells"]:
-        cells_of.setdefault((cell["recipe"], cell["bits"]), []).append(cell)
-    bits = [width for width in BITS if any(key[1] == width for key in cells_of)]
-    names = list(dict.fromkeys(key[0] for key in cells_of))
-    lines = [
-        "| recipe | " + " | ".join(f"{width}: drop, agrees" for width in bits) + " |",
-        "|---|" + "---:|" * len(bits),
-    ]
-    for name in names:
-        row = [_cell(cells_of.get((name, width), [])) for width in bits]
-        lines.append(f"| `{name}` | " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
-def _cell(cells: list[Mapping[str, Any]]) -> str:
-    failed = sorted({cell["model"] for cell in cells if "failed" in cell})
-    cells = [cell for cell in cells if "failed" not in cell]
-    if not cells:
-        return "-"
-    drops = np.array([100 * (cell["float_top1"] - cell["top1"]) for cell in cells])
-    agreement = 100 * float(np.mean([cell["agreement"] for cell in cells]))
-    seeds = sorted({cell["seed"] for cell in cells})
-    means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
-    spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
-    note = f" (no usable file for {len(failed)})" if failed else ""
-    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{note}"
-
-
-def describe(results: Mapping[str, Any]) -> str:
-    """One line: what was measured."""
-    models = sorted({cell["model"] for cell in results["cells"]})
-    draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
-    least, most = min(draws.values()), max(draws.values())
-    listed = ", ".join(f"`{name}`" for name in models)
-    unfused = describe_unfused(results["cells"])
-    count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
-    return (
-        f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
-        f"{describe_images(results['cells'])}.{unfused}"
-    )
-
-
-def describe_images(cells: list[Mapping[str, Any]]) -> str:
-    """How many test images classified, and how well an agreement is known from so many."""
-    used: dict[int, set[str]] = {}
-    for cell in cells:
-        if "images" in cell:
-            used.setdefault(cell["images"], set()).add(cell["recipe"])
-    parts = []
-    for images in sorted(used, reverse=True):
-        half = wilson(images * 98 // 100, images)
-        whose = "" if len(used) == 1 else f" for {', '.join(f'`{name}`' for name in sorted(used[images]))}"
-        known = 50 * (half.high - half.low)
-        parts.append(f"{images} test images{whose} (an agreement of 98 % is known to ±{known:.2f})")
-    return ", ".join(parts)
-
-
-def describe_unfused(cells: list[Mapping[str, Any]]) -> str:
-    """What sessions without fused kernels make of the default recipe's 8-bit files, where that was measured."""
-    both = [cell for cell in cells if cell["recipe"] == "q-hyvit" and cell["bits"] == "w8a8" and "unfused_top1" in cell]
-    if not both:
-        return ""
-    drop = 100 * float(np.mean([cell["float_top1"] - cell["unfused_top1"] for cell in both]))
-    agreement = 100 * float(np.mean([cell["unfused_agreement"] for cell in both]))
-    return f" In sessions without fused kernels `q-hyvit` w8a8 has {drop:.2f}, {agreement:.2f} % ({len(both)} files)."
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.ablation:
@@ -312,13 +238,10 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    table = f"{describe(results)}\n\n{render(results)}"
+    table = ablation_table(results) if arguments.ablation else recipes_table(results)
     print(table)
     if arguments.readme is not None:
-        text = arguments.readme.read_text(encoding="utf-8")
-        before, rest = text.split(START, 1)
-        after = rest.split(END, 1)[1]
-        arguments.readme.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+        replace_between(arguments.readme, "ablation" if arguments.ablation else "recipes", table)
     return 0
 
 

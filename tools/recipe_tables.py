@@ -1,0 +1,122 @@
+"""Markdown tables of what ``measure_recipes.py`` found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zoo.scoring import wilson
+
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+DETAIL = "cifar_mobilevit_xxs"  # the model that the ablation shows by itself, too
+STEPS = {
+    "1 minmax": "min-max",
+    "2 + searched scales": "searched scales",
+    "3 + granularity, folded": "granularity, folded",
+    "4 + scheme": "scheme (symmetric tried as well); taken out again",
+    "5 - scheme + weight rounding": "weight rounding (GPTQ)",
+    "6 + bias correction": "bias correction",
+    "7 + ridge": "ridge",
+    "8 + scales of weights fitted again": "scales of weights fitted again",
+    "9 + mixed precision": "mixed precision (the default recipe)",
+}
+Cells = list[Mapping[str, Any]]
+
+
+def replace_between(path: Path, mark: str, table: str) -> None:
+    """Put ``table`` between the comments ``mark: start`` and ``mark: end`` of a file."""
+    start, end = (f"<!-- {mark}: {word} -->" for word in ("start", "end"))
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(start, 1)
+    path.write_text(f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def recipes_table(results: Mapping[str, Any]) -> str:
+    """Mean drop of top-1 and mean agreement over models and seeds, spread over seeds, and what was measured."""
+    cells_of = _grouped(results["cells"])
+    bits = [width for width in BITS if any(key[1] == width for key in cells_of)]
+    lines = [
+        "| recipe | " + " | ".join(f"{width}: drop, agrees" for width in bits) + " |",
+        "|---|" + "---:|" * len(bits),
+    ]
+    for name in dict.fromkeys(key[0] for key in cells_of):
+        row = [_cell(cells_of.get((name, width), [])) for width in bits]
+        lines.append(f"| `{name}` | " + " | ".join(row) + " |")
+    return "\n".join([_describe(results), "", *lines])
+
+
+def ablation_table(results: Mapping[str, Any]) -> str:
+    """Drop and agreement of each step, of all models and of ``DETAIL``, and what was measured."""
+    cells = results["cells"]
+    bits = [width for width in BITS if any(cell["bits"] == width for cell in cells)]
+    heads = [f"{width}: drop, agrees | of `{DETAIL}`" for width in bits]
+    lines = ["| parts, each with those above | " + " | ".join(heads) + " |", "|---|" + "---:|---:|" * len(bits)]
+    for step, words in STEPS.items():
+        row = []
+        for width in bits:
+            chosen = [cell for cell in cells if (cell["recipe"], cell["bits"]) == (step, width)]
+            row += [_cell(chosen), _cell([cell for cell in chosen if cell["model"] == DETAIL])]
+        lines.append(f"| {words} | " + " | ".join(row) + " |")
+    return "\n".join([_describe(results), "", *lines])
+
+
+def _grouped(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Cells]:
+    found: dict[tuple[str, str], Cells] = {}
+    for cell in cells:
+        found.setdefault((cell["recipe"], cell["bits"]), []).append(cell)
+    return found
+
+
+def _cell(cells: Cells) -> str:
+    failed = sorted({cell["model"] for cell in cells if "failed" in cell})
+    cells = [cell for cell in cells if "failed" not in cell]
+    if not cells:
+        return "-"
+    drops = np.array([100 * (cell["float_top1"] - cell["top1"]) for cell in cells])
+    agreement = 100 * float(np.mean([cell["agreement"] for cell in cells]))
+    seeds = sorted({cell["seed"] for cell in cells})
+    means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
+    spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
+    note = f" (no usable file for {len(failed)})" if failed else ""
+    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{note}"
+
+
+def _describe(results: Mapping[str, Any]) -> str:
+    """One line: what was measured."""
+    models = sorted({cell["model"] for cell in results["cells"]})
+    draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
+    least, most = min(draws.values()), max(draws.values())
+    listed = ", ".join(f"`{name}`" for name in models)
+    count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
+    return (
+        f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
+        f"{_describe_images(results['cells'])}.{_describe_unfused(results['cells'])}"
+    )
+
+
+def _describe_images(cells: Cells) -> str:
+    """How many test images classified, and how well an agreement is known from so many."""
+    used: dict[int, set[str]] = {}
+    for cell in cells:
+        if "images" in cell:
+            used.setdefault(cell["images"], set()).add(cell["recipe"])
+    parts = []
+    for images in sorted(used, reverse=True):
+        half = wilson(images * 98 // 100, images)
+        whose = "" if len(used) == 1 else f" for {', '.join(f'`{name}`' for name in sorted(used[images]))}"
+        known = 50 * (half.high - half.low)
+        parts.append(f"{images} test images{whose} (an agreement of 98 % is known to ±{known:.2f})")
+    return ", ".join(parts)
+
+
+def _describe_unfused(cells: Cells) -> str:
+    """What sessions without fused kernels make of the default recipe's 8-bit files, where that was measured."""
+    both = [cell for cell in cells if cell["recipe"] == "q-hyvit" and cell["bits"] == "w8a8" and "unfused_top1" in cell]
+    if not both:
+        return ""
+    drop = 100 * float(np.mean([cell["float_top1"] - cell["unfused_top1"] for cell in both]))
+    agreement = 100 * float(np.mean([cell["unfused_agreement"] for cell in both]))
+    return f" In sessions without fused kernels `q-hyvit` w8a8 has {drop:.2f}, {agreement:.2f} % ({len(both)} files)."
