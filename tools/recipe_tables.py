@@ -99,17 +99,22 @@ def _describe(results: Mapping[str, Any]) -> str:
 
 def _describe_images(cells: Cells) -> str:
     """How many test images classified, and how well an agreement is known from so many."""
-    used: dict[int, set[str]] = {}
+    widths: dict[tuple[str, int], set[str]] = {}
     for cell in cells:
         if "images" in cell:
-            used.setdefault(cell["images"], set()).add(cell["recipe"])
+            widths.setdefault((cell["recipe"], cell["images"]), set()).add(cell["bits"])
+    counts = sorted({images for _, images in widths}, reverse=True)
     parts = []
-    for images in sorted(used, reverse=True):
+    for images in counts:
         half = wilson(images * 98 // 100, images)
-        whose = "" if len(used) == 1 else f" for {', '.join(f'`{name}`' for name in sorted(used[images]))}"
+        names = []
+        for name in sorted({recipe for recipe, used in widths if used == images}):
+            several = sum(recipe == name for recipe, _ in widths) > 1
+            names.append(f"`{name}`" + f" {' '.join(sorted(widths[name, images], key=BITS.index))}" * several)
+        whose = "" if len(counts) == 1 else f" for {', '.join(names)}"
         known = 50 * (half.high - half.low)
         parts.append(f"{images} test images{whose} (an agreement of 98 % is known to ±{known:.2f})")
-    return ", ".join(parts)
+    return "; ".join(parts)
 
 
 def _describe_unfused(cells: Cells) -> str:
