@@ -145,7 +145,7 @@ def audit(
     constants = _constants(graph)
     groups: dict[str, list[Kernel]] = {"int8": [], "float": []}
     bad: list[Kernel] = []
-    makers = Lookup(graph).makers
+    view = Lookup(graph)
     for node in graph.node:
         kernel = Kernel(original_name(node.name, names), node.op_type, _has_weight(node, constants))
         if node.op_type in INT8_KERNELS:
@@ -154,15 +154,15 @@ def audit(
             groups["float"].append(kernel)
         if node.op_type in BAD_KERNELS:
             bad.append(dataclasses.replace(kernel, detail=BAD_KERNELS[node.op_type]))
-        elif node.op_type == "MaxPool" and _reads_codes(node, makers):
+        elif node.op_type == "MaxPool" and _reads_codes(node, view):
             bad.append(dataclasses.replace(kernel, detail=POOLED_CODES))
     excused, stored = find_float_types(proto.graph), _float_int8_weights(groups["float"], proto.graph)
     lists = {
         **groups,
         "float_int8_weights": [kernel for kernel in stored if kernel.node not in excused.layers],
-        "dequantized_weights": _dequantized_weights(graph, names, excused),
+        "dequantized_weights": _dequantized_weights(view, graph, names, excused),
         "bad_kernels": bad,
-        "orphan_pairs": _orphan_pairs(graph, names, excused),
+        "orphan_pairs": _orphan_pairs(view, graph, names, excused),
         "float_by_type": [kernel for kernel in stored if kernel.node in excused.layers],
     }
     counts = {key: len(value) for key, value in lists.items()}
@@ -196,11 +196,11 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def _reads_codes(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
+def _reads_codes(node: onnx.NodeProto, view: Lookup) -> bool:
     """Whether what ``node`` reads was made as codes, moved or not."""
-    maker = makers.get(node.input[0])
+    maker = view.makers.get(node.input[0])
     while maker is not None and maker.op_type in _MOVES:
-        maker = makers.get(maker.input[0])
+        maker = view.makers.get(maker.input[0])
     return maker is not None and (maker.op_type == "QuantizeLinear" or maker.op_type in _CODE_KERNELS)
 
 
@@ -231,8 +231,9 @@ def _float_int8_weights(kernels: list[Kernel], graph: onnx.GraphProto) -> list[K
     ]
 
 
-def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
-    view = Lookup(graph)
+def _dequantized_weights(
+    view: Lookup, graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes
+) -> list[Kernel]:
     found = []
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in view.constants:
@@ -247,8 +248,7 @@ def _dequantized_weights(graph: onnx.GraphProto, names: Mapping[str, str], excus
     return found
 
 
-def _orphan_pairs(graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
-    view = Lookup(graph)
+def _orphan_pairs(view: Lookup, graph: onnx.GraphProto, names: Mapping[str, str], excused: FloatTypes) -> list[Kernel]:
     found = []
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or node.output[0] in view.outputs:
