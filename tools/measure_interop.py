@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from interop.models import Case, prepare
 from interop.runtimes import PACKAGES, RUNTIMES, Outcome, Runtime, run_python
+from zoo.readme import replace_between
 
 from onnx_hyvit.runtime import sums_saturate
 
@@ -69,11 +69,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def update_readme(path: Path, results: dict[str, Any]) -> None:
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(re.escape(START) + r".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
+    if not replace_between(path, START, END, table(results)):
         raise SystemExit(f"{path}: has no place for the table ({START})")
-    path.write_text(pattern.sub(lambda _: f"{START}\n{table(results)}\n{END}", text), encoding="utf-8")
 
 
 def main() -> None:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_tables import BITS, ablation_table, recipes_table, replace_between
+from recipe_tables import BITS, ablation_table, recipes_table
 from zoo.datasets import DataError, Images, load_images, to_input
 from zoo.index import read_index
+from zoo.readme import replace_between
 from zoo.results import draw, quantize_static
 from zoo.scoring import predict
 
@@ -241,7 +242,12 @@ def main(argv: list[str] | None = None) -> int:
     table = ablation_table(results) if arguments.ablation else recipes_table(results)
     print(table)
     if arguments.readme is not None:
-        replace_between(arguments.readme, "ablation" if arguments.ablation else "recipes", table)
+        start, end = (
+            f"<!-- {'ablation' if arguments.ablation else 'recipes'}: {word} -->" for word in ("start", "end")
+        )
+        if not replace_between(arguments.readme, start, end, table):
+            print(f"error: {arguments.readme} has no place for the table ({start})", file=sys.stderr)
+            return 1
     return 0
 
 

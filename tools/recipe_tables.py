@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,6 @@ STEPS = {
     "9 + mixed precision": "mixed precision (the default recipe)",
 }
 Cells = list[Mapping[str, Any]]
-
-
-def replace_between(path: Path, mark: str, table: str) -> None:
-    """Put ``table`` between the comments ``mark: start`` and ``mark: end`` of a file."""
-    start, end = (f"<!-- {mark}: {word} -->" for word in ("start", "end"))
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(start, 1)
-    path.write_text(f"{before}{start}\n{table}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def recipes_table(results: Mapping[str, Any]) -> str:

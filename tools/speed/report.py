@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_hyvit.graph.write import write_bytes
+from zoo.readme import replace_between
 
 TITLES = {
     "float": "float",
@@ -77,14 +77,9 @@ def footprint_table(rows: list[Mapping[str, Any]]) -> str:
 
 def update_readme(results: Mapping[str, Any], path: Path) -> None:
     """Bring the short table in the README up to date: batch 1, one thread."""
-    page = path.read_text(encoding="utf-8")
-    if START not in page or END not in page:
-        return
-    before, _, rest = page.partition(START)
-    after = rest.partition(END)[2]
     rows = [row for row in results["models"] if row["shape"][0] == 1]
     table = f"{machine_line(results)} Batch 1, one thread.\n\n{speed_table(rows, '1', SHORT)}"
-    write_bytes(path, f"{before}{START}\n{table}\n{END}{after}".encode())
+    replace_between(path, START, END, table)
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

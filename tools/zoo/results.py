@@ -24,6 +24,7 @@ import onnxruntime
 from .datasets import Images, load_images, to_input
 from .index import README, read_index
 from .machine import cpu_name, has_vnni
+from .readme import replace_between
 from .scoring import open_session, paired_difference, predict, wilson
 
 CALIBRATION_IMAGES = 64
@@ -166,12 +167,8 @@ def write_results(path: Path, results: Mapping[str, Any], more: Path | None = No
     """Write the numbers as JSON and bring the table in the README beside it, and in ``more``, up to date."""
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for readme in (path.with_name(README), *([more] if more else [])):
-        page = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        if RESULTS_START in page:
-            before, _, rest = page.partition(RESULTS_START)
-            after = rest.partition(RESULTS_END)[2]
-            table = show_results(results)
-            readme.write_text(f"{before}{RESULTS_START}\n{table}\n{RESULTS_END}{after}", encoding="utf-8")
+        if readme.is_file():
+            replace_between(readme, RESULTS_START, RESULTS_END, show_results(results))
 
 
 def show_results(results: Mapping[str, Any]) -> str:
