@@ -109,6 +109,6 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel("speed-up over float")
     vnni = "with VNNI" if results["machine"]["vnni"] else "without VNNI"
     axes.set_title(f"{results['machine']['cpu']} {vnni}, one thread, batch 1")
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(fontsize="small", ncols=len(forms), loc="outside lower center")  # beside the bars, not on them
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
