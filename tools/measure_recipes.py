@@ -98,11 +98,12 @@ def cells(arguments: argparse.Namespace, names: list[str]) -> Iterator[tuple[int
 
 
 def session_of(model: Path | bytes, unfused: bool = False) -> Any:
-    """An onnxruntime session with exact int8 sums."""
+    """An onnxruntime session with exact int8 sums; one thread, so that several runs share a processor well."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     for key, value in EXACT_SUMS.items():
         options.add_session_config_entry(key, value)
     if unfused:
