@@ -7,7 +7,8 @@ Each cell quantizes a model with images drawn from the training split by a seed 
 sum exactly (`session.x64quantprecision`), so that the numbers are those of a processor with VNNI, whichever one runs
 this. Other tools get the same images; they know only 8 bits, and where one fails, or writes a file that ONNX Runtime
 does not load, the cell says so. With `--ablation` the parts of the default recipe are added one after the other. The
-file is written after every cell; cells that are in it already, of the same models, are not measured again.
+file is written after every cell; cells that are in it already, of the same models, are not measured again. Runs side by
+side write files of their own, which `--join` puts together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,10 @@ from zoo.scoring import predict
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.numerics.ranges import RangeMethod
-from onnx_hyvit.recipes import SCALES_ONLY, Recipe, Reconstruction, add_recipe
+from onnx_hyvit.recipes import RECIPES, SCALES_ONLY, Recipe, Reconstruction, add_recipe
 from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
-RECIPES = ("minmax", "percentile", "gains", "q-hyvit")
 PEER_SCRIPTS = Path(__file__).parent / "speed" / "peers"
 PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")
 
@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder with index.json")
     parser.add_argument("--only", nargs="*", help="names of models; all CIFAR-10 models when left out")
-    parser.add_argument("--recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--recipes", nargs="*", default=tuple(RECIPES))
     parser.add_argument("--bits", nargs="*", default=BITS)
     parser.add_argument("--ablation", action="store_true", help="the parts of the default recipe instead of recipes")
     parser.add_argument("--peers", nargs="*", default=(), choices=PEERS, help="other tools to measure, at w8a8")
@@ -85,6 +85,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="results; an existing file is continued")
     parser.add_argument("--readme", type=Path, help="file whose table is replaced")
     parser.add_argument("--render", action="store_true", help="only write the table of what is measured already")
+    parser.add_argument("--join", nargs="*", type=Path, default=(), help="results of other runs to put into --json")
     return parser.parse_args(argv)
 
 
@@ -221,6 +222,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def join(results: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]:
+    """Put the cells of other files of results in; of two of the same cell the one of more images and sessions stays."""
+
+    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(cell[key] for key in ("seed", "model", "bits", "recipe"))
+
+    def size(cell: Mapping[str, Any]) -> tuple[int, bool]:
+        return cell.get("images", 0), "unfused_top1" in cell
+
+    cells = {place(cell): cell for cell in results["cells"]}
+    for path in others:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            there = cells.get(place(cell))
+            if there is None or size(cell) >= size(there):
+                cells[place(cell)] = cell
+    return {**results, "cells": list(cells.values())}
+
+
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """Write the results so that a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +256,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.recipes = [recipe.name for recipe in ablation()]
     try:
         results = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.render else run(arguments)
+        if arguments.join:
+            results = join(results, arguments.join)
+            write(arguments.json, results)
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -26,15 +26,22 @@ Cells = list[Mapping[str, Any]]
 
 
 def recipes_table(results: Mapping[str, Any]) -> str:
-    """Mean drop of top-1 and mean agreement over models and seeds, spread over seeds, and what was measured."""
+    """Mean drop of top-1 and mean agreement over models and seeds, spread over seeds, and what was measured.
+
+    A width at which files were run without fused kernels as well has a second column for that.
+    """
     cells_of = _grouped(results["cells"])
-    bits = [width for width in BITS if any(key[1] == width for key in cells_of)]
-    lines = [
-        "| recipe | " + " | ".join(f"{width}: drop, agrees" for width in bits) + " |",
-        "|---|" + "---:|" * len(bits),
-    ]
+    columns = []
+    for width in BITS:
+        cells = [cell for key, group in cells_of.items() if key[1] == width for cell in group]
+        columns += [(width, False)] * bool(cells) + [(width, True)] * any("unfused_top1" in cell for cell in cells)
+    heads = [f"{width}{', not fused' * unfused}: drop, agrees" for width, unfused in columns]
+    lines = ["| recipe | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(columns)]
     for name in dict.fromkeys(key[0] for key in cells_of):
-        row = [_cell(cells_of.get((name, width), [])) for width in bits]
+        row = []
+        for width, unfused in columns:
+            group = cells_of.get((name, width), [])
+            row.append(_cell(_unfused(group) if unfused else group))
         lines.append(f"| `{name}` | " + " | ".join(row) + " |")
     return "\n".join([_describe(results), "", *lines])
 
@@ -84,7 +91,7 @@ def _describe(results: Mapping[str, Any]) -> str:
     count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
     return (
         f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
-        f"{_describe_images(results['cells'])}.{_describe_unfused(results['cells'])}"
+        f"{_describe_images(results['cells'])}."
     )
 
 
@@ -108,11 +115,10 @@ def _describe_images(cells: Cells) -> str:
     return "; ".join(parts)
 
 
-def _describe_unfused(cells: Cells) -> str:
-    """What sessions without fused kernels make of the default recipe's 8-bit files, where that was measured."""
-    both = [cell for cell in cells if cell["recipe"] == "q-hyvit" and cell["bits"] == "w8a8" and "unfused_top1" in cell]
-    if not both:
-        return ""
-    drop = 100 * float(np.mean([cell["float_top1"] - cell["unfused_top1"] for cell in both]))
-    agreement = 100 * float(np.mean([cell["unfused_agreement"] for cell in both]))
-    return f" In sessions without fused kernels `q-hyvit` w8a8 has {drop:.2f}, {agreement:.2f} % ({len(both)} files)."
+def _unfused(cells: Cells) -> Cells:
+    """The cells as sessions without fused kernels see them; those that were run so."""
+    return [
+        {**cell, "top1": cell["unfused_top1"], "agreement": cell["unfused_agreement"]}
+        for cell in cells
+        if "unfused_top1" in cell
+    ]

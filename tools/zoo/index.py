@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from .datasets import DataError
+from .readme import replace_between
 
 INDEX = "index.json"
 README = "README.md"
@@ -40,16 +41,16 @@ def write_index(folder: Path, entries: Mapping[str, Mapping[str, Any]], order: S
         folder: the models folder.
         entries: by model name.
         order: names in the order of the table; names that are not in it come last.
+
+    Raises:
+        DataError: if the README has no place for the table.
     """
     ranked = sorted(entries.values(), key=lambda e: order.index(e["name"]) if e["name"] in order else len(order))
     text = json.dumps({"format": 1, "models": ranked}, indent=2)
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
     readme = folder / README
-    if readme.is_file():
-        page = readme.read_text(encoding="utf-8")
-        before, _, rest = page.partition(TABLE_START)
-        _, _, after = rest.partition(TABLE_END)
-        readme.write_text(f"{before}{TABLE_START}\n{render_table(ranked)}\n{TABLE_END}{after}", encoding="utf-8")
+    if readme.is_file() and not replace_between(readme, TABLE_START, TABLE_END, render_table(ranked)):
+        raise DataError(f"{readme}: has no place for the table of models ({TABLE_START})")
 
 
 def render_table(entries: Sequence[Mapping[str, Any]]) -> str:
