@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import onnx
+import onnxruntime
 
 from .channel_padding import ChannelPadding, with_padding, without_useless
 from .errors import ModelError
@@ -22,7 +24,6 @@ from .placement import Plan
 from .planning import Decision, decide
 from .precision import NARROW_BITS
 from .prepared import Prepared, kept_float, observe_renamed
-from .recipes import Reconstruction
 from .reconstruct import (
     BlockCache,
     Granularity,
@@ -106,7 +107,7 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
     def cache_for(plan: Plan) -> BlockCache | None:
         if not (request.recipe.reconstruction and config.cache):
             return None
-        caches.append(_block_cache(prepared.model, plan, request.recipe.reconstruction, request))
+        caches.append(_block_cache(prepared.model, plan, request))
         return caches[-1]
 
     def with_more(more: Mapping[str, str]) -> Decision:
@@ -208,12 +209,14 @@ def _with_gains(
     return replace(prepared, shapes=observe_renamed(prepared.model, powers, prepared.inputs)), granularity
 
 
-def _block_cache(model: Model, plan: Plan, reconstruction: Reconstruction, request: Request) -> BlockCache:
+def _block_cache(model: Model, plan: Plan, request: Request) -> BlockCache:
     """Where the blocks of this run are kept: the model, the plan, the data and the settings decide."""
     settings = {key: value for key, value in request.config.to_dict().items() if key not in ("cache", "verify")}
     settings["target"] = asdict(request.target)
-    settings["reconstruction"] = asdict(reconstruction)  # a recipe's name does not say what is in it
+    recipe = asdict(request.recipe)  # its name does not say what is in it
+    settings["recipe"] = {**recipe, "folds": sorted(recipe["folds"])}
+    settings["versions"] = [__version__, onnxruntime.__version__, np.__version__]
     settings["int8"] = list(plan.int8_nodes)
     settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)
-    return BlockCache(default_cache_folder(), run_key(__version__, proto, request.source.fingerprint(), settings))
+    return BlockCache(default_cache_folder(), run_key(proto, request.source.fingerprint(), settings))

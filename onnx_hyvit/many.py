@@ -192,7 +192,7 @@ def _check_paths(paths: Sequence[Path], folder: Path) -> None:
 
 def quantize_task(task: ModelTask, jobs: int = 1, progress: Progress | None = None) -> _Finished:
     """Quantize one model; what goes wrong is a value."""
-    RECIPES.setdefault(task.recipe.name, task.recipe)
+    RECIPES[task.recipe.name] = task.recipe  # a worker may know another one by this name from an earlier run
     try:
         result = quantize(
             task.model,

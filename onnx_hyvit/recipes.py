@@ -39,6 +39,8 @@ class Reconstruction:
         rerank: Candidates of each range, the best by the block's error, among which the divergence of the model's
             outputs decides, the layers behind the block in float; 0 leaves the choice to the block's error. Blocks for
             which that takes too long are left out.
+        search_weights: Search the scales of weights by the error at the block's outputs, where ``rounding`` is None.
+        rounds: How often the searches of weights and of ranges take turns at most.
     """
 
     rounding: Literal["gptq", "nearest"] | None = "gptq"
@@ -52,8 +54,14 @@ class Reconstruction:
     refit: bool = True
     confirm: bool = True
     rerank: int = 0
+    search_weights: bool = False
+    rounds: int = 1
 
     def __post_init__(self) -> None:
+        if self.search_weights and self.rounding is not None:
+            raise ConfigError(f"search_weights needs codes that nothing else chooses; found rounding {self.rounding!r}")
+        if self.rounds < 1:
+            raise ConfigError(f"rounds must be at least 1, found {self.rounds}")
         if self.rerank < 0 or self.rerank == 1:
             raise ConfigError(f"rerank must be 0 or at least 2 candidates, found {self.rerank}")
 
@@ -101,6 +109,7 @@ class Recipe:
 
 
 SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False, confirm=False)
+TAKE_TURNS = replace(SCALES_ONLY, search_weights=True, rounds=3)  # PTQ4ViT's three rounds
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -118,17 +127,18 @@ RECIPES = {
         ),
         Recipe(
             "easyquant",
-            "ranges by the cosine of each block's outputs (arXiv 2006.16669)",
+            "scales of weights and activations in turns by the cosine of each block's outputs (arXiv 2006.16669)",
             RangeMethod("minmax"),
             "mse",
-            reconstruction=replace(SCALES_ONLY, metric="cosine"),
+            reconstruction=replace(TAKE_TURNS, metric="cosine"),
         ),
         Recipe(
             "ptq4vit",
-            "ranges by Fisher-weighted error, blocks in parallel (the search of arXiv 2111.12293)",
+            "scales of weights and activations in turns by Fisher-weighted error, blocks in parallel (the search of "
+            "arXiv 2111.12293, uniform codes)",
             RangeMethod("minmax"),
             "mse",
-            reconstruction=replace(SCALES_ONLY, metric="fisher", sequential=False),
+            reconstruction=replace(TAKE_TURNS, metric="fisher", sequential=False),
         ),
         Recipe(
             "repq-vit",
@@ -157,11 +167,13 @@ RECIPES = {
         ),
         Recipe(
             "q-hyvit-paper",
-            "granularity, scheme and scale by Fisher-weighted block error (arXiv 2303.12557)",
+            "scheme and scales of weights and activations in turns by Fisher-weighted block error (arXiv 2303.12557); "
+            "channel-wise where neighbours take the scales, in closed form",
             RangeMethod("minmax"),
             "mse",
-            True,
-            reconstruction=replace(SCALES_ONLY, metric="fisher", try_symmetric=True),
+            gains=True,
+            folds=frozenset(),
+            reconstruction=replace(TAKE_TURNS, metric="fisher", try_symmetric=True),
         ),
         Recipe(
             "q-hyvit",

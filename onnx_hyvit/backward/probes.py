@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..runtime import Session, make_session
 from .loss import Head, LossSpec
+from .runs import batch_of
 
 Feeds = Mapping[str, np.ndarray]
 _DELTA = "probe/delta"
@@ -55,18 +56,18 @@ def forward_probe_weights(
     Returns:
         Target -> float32 array of the tensor's shape for one sample.
     """
-    chosen = list(batches)[:max_batches]
+    chosen, (batch, _) = list(batches)[:max_batches], batch_of(proto, shapes)
     weights: dict[str, np.ndarray] = {}
     for target in dict.fromkeys(targets):
         session = make_session(_with_delta(proto, target, shapes, loss), threads=threads)
         rng = np.random.default_rng(seed)
-        weights[target] = _probe_tensor(session, target, shapes[target], chosen, loss, probes, step, rng)
+        weights[target] = _probe_tensor(session, target, shapes[target], batch, chosen, loss, probes, step, rng)
     return weights
 
 
 def _probe_tensor(
-    session: Session, target: str, shape: tuple[int, ...], batches: Sequence[Feeds], loss: LossSpec, probes: int,
-    step: float, rng: np.random.Generator,
+    session: Session, target: str, shape: tuple[int, ...], batch: int, batches: Sequence[Feeds], loss: LossSpec,
+    probes: int, step: float, rng: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     axis = channel_axis(shape)
     sums = np.zeros(shape[axis])
@@ -81,7 +82,6 @@ def _probe_tensor(
                 sums[channel] += _squared_change(session, feeds, base, signs, size, loss)
     elements = int(np.prod(shape)) // shape[axis]
     mean = (sums / (len(batches) * probes * elements)).astype(np.float32)
-    batch = next(iter(batches[0].values())).shape[0]
     full = (shape[0] // batch, *shape[1:]) if axis and shape[0] % batch == 0 else shape
     spread = [-1 if index == axis else 1 for index in range(len(shape))]
     return np.ascontiguousarray(np.broadcast_to(mean.reshape(spread), full))

@@ -18,6 +18,7 @@ from .objective import ErrorSum, Objective
 from .rerank import OutputJudge, Suffix, least_divergence
 from .round_layer import round_layer
 from .search_ranges import RangeChoice, search_range, unchanged
+from .search_weights import search_weight
 from .trial import Cut, Pair, Region
 
 Arrays = dict[str, np.ndarray]
@@ -100,6 +101,8 @@ class BlockTask:
 def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
     """Round the layers of a block one after the other, then search the ranges of its activations.
 
+    Where weights are searched instead of rounded, that and the search of ranges take turns.
+
     Args:
         task: The block.
         cut: A session of its region, made here when None.
@@ -135,9 +138,17 @@ class _BlockSearch:
         if task.settings.rounding is not None:
             for layer in task.layers:
                 rounded[layer.node] = self._round(layer)
-        ranges = self._search() if task.settings.search else []
-        after = self._error(self._given)
-        return BlockResult(task.name, task.kind, before, after, self._qparams, self._parameters, tuple(ranges), rounded)
+        ranges: dict[str, RangeChoice] = {}
+        for _ in range(task.settings.rounds if task.measured else 0):
+            scales = {name: self._scale_of(name) for name in task.qparams}
+            if task.settings.search_weights:
+                rounded |= self._search_weights()
+            if task.settings.search:
+                ranges = {choice.tensor: choice.after_all(ranges.get(choice.tensor)) for choice in self._search()}
+            if all(self._scale_of(name) is scale for name, scale in scales.items()):
+                break  # nothing moved: another round would be the same
+        after, choices = self._error(self._given), tuple(ranges.values())
+        return BlockResult(task.name, task.kind, before, after, self._qparams, self._parameters, choices, rounded)
 
     def _error(self, given: Mapping[str, np.ndarray], held_out: bool = False) -> float:
         """Error on the samples that the search sees, or on the others."""
@@ -185,6 +196,24 @@ class _BlockSearch:
         seen = [half for half in halves if half.seen] or halves
         return seen[0].result(), seen[-1].result()
 
+    def _search_weights(self) -> dict[str, tuple[str, float | None]]:
+        """Search the scale of every layer's weight; the codes stay the nearest ones."""
+        error = self._error(self._given)
+        for layer in self._task.layers:
+            name = layer.weight
+            start = self._scale_of(name)
+
+            def measure(values: np.ndarray, name: str = name) -> float:
+                return self._error({**self._given, name: values})
+
+            self._qparams[name], values, error = search_weight(self._task.weights[name], start, error, measure)
+            self._parameters[name] = self._given[name] = values
+        return {layer.node: ("nearest", None) for layer in self._task.layers}
+
+    def _scale_of(self, tensor: str) -> QParams:
+        """The current scale of an activation or a weight."""
+        return self._qparams.get(tensor, self._task.qparams[tensor])
+
     def _search(self) -> list[RangeChoice]:
         """Search the ranges one after the other; samples that the search does not see confirm each where asked for."""
         task = self._task
@@ -193,9 +222,9 @@ class _BlockSearch:
         confirm = task.settings.confirm and any(self._hidden)
         others = self._error(self._given, held_out=True) if confirm else 0.0
         choices = []
-        for name, pair in task.pairs.items() if task.measured else ():
+        for name, pair in task.pairs.items():
             measure = functools.partial(self._candidate_error, pair)
-            start = task.qparams[name]
+            start = self._scale_of(name)
             found, choice = search_range(
                 name,
                 start,
@@ -205,9 +234,9 @@ class _BlockSearch:
                 rerank=functools.partial(self._rerank, judge, pair) if judge else None,
                 keep=max(1, task.settings.rerank),
             )
-            if confirm and choice.error_after < error:
+            if confirm and found is not start:
                 confirmed = self._error({**self._given, **pair.feeds(found)}, held_out=True)
-                if confirmed < others:
+                if confirmed < others or choice.rank:  # what the model's outputs chose needs no second opinion
                     others = confirmed
                 else:
                     found, choice = start, unchanged(name, start, error)

@@ -125,7 +125,7 @@ def choose_granularity(
     widths = _Widths(2 ** min(bits) - 1, 2 ** (min(weight_bits) - 1) - 1)
     moments = {name: observer.moments() for name, observer in observers.items()}
     folded = _fold(model, plan, fold_sites, logit_sites, moments, widths)
-    gains, added = _gain(model, rule, sites, {name: each.shifted() for name, each in moments.items()}, widths)
+    gains, added = _gain(model, rule, sites, moments, widths)
     chosen = [Choice(site.tensor, site.side, site.fold) for site in sites if site.tensor in gains]
     return Granularity(len(sites) + len(fold_sites) + len(logit_sites), (*chosen, *folded), added)
 
@@ -147,12 +147,13 @@ def _channel_axes(
 
 
 def _gain(
-    model: Model, rule: GainRule, sites: Sequence[GainSite], stats: Mapping[str, ChannelStats], widths: _Widths
+    model: Model, rule: GainRule, sites: Sequence[GainSite], moments: Mapping[str, ChannelMoments], widths: _Widths
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Choose and write the gains between neighbours; returns them and the nodes that must stay float."""
     levels, weight_max = widths.levels, widths.weight_max
+    stats = {site.tensor: moments[site.tensor].shifted() for site in sites}
     if rule == "layer-norm":
-        found = {site.tensor: norm_gain(stats[site.tensor], levels) for site in sites}
+        found = {site.tensor: norm_gain(moments[site.tensor], levels) for site in sites}
         shift_norms(model, sites, {name: shift for name, (_, shift) in found.items()})
         gains = {name: gain for name, (gain, _) in found.items()}
     elif rule == "smooth":

@@ -20,7 +20,7 @@ from ..graph.channel_spread import along_axis, axis_labels, spread_channels
 from ..graph.edit import constant_of, names_used_by_subgraphs, new_constant
 from ..graph.linear import bias_of, foldable, output_channels, set_bias, weight_of
 from ..placement import Plan
-from .channel_stats import ChannelStats
+from .channel_stats import ChannelMoments
 from .gain_sites import GainSite, takes_division
 from .gains import LIMIT
 
@@ -62,16 +62,16 @@ def _linear_readers(
     return [reader.node for reader in spread.readers]
 
 
-def norm_gain(stats: ChannelStats, levels: int) -> tuple[np.ndarray, np.ndarray]:
+def norm_gain(moments: ChannelMoments, levels: int) -> tuple[np.ndarray, np.ndarray]:
     """Gain ``r1`` and shift ``s_c r2`` of each channel: float64 [C] each (equations 8 and 9 of the paper).
 
     Args:
-        stats: Extremes of the channels, which include 0.
+        moments: Extremes of the channels, as they are: a channel on one side of 0 has its zero point out of the codes.
         levels: Steps in the codes, ``2**bits - 1``.
     """
-    spread = stats.high - stats.low
+    spread = moments.high - moments.low
     step = np.where(spread > 0, spread, spread.mean() or 1.0) / levels
-    zero = np.rint(-stats.low / step)
+    zero = np.rint(-moments.low / step)
     return np.clip(step / step.mean(), LIMIT, 1 / LIMIT), step * (zero - np.rint(zero.mean()))
 
 

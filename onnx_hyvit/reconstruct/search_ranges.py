@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..numerics import QParams, QuantSpec, qparams_from_range
 
@@ -35,6 +35,10 @@ class RangeChoice:
     error_after: float
     scheme: str
     rank: int = 0
+
+    def after_all(self, first: RangeChoice | None) -> RangeChoice:
+        """This choice of a later round, with what was before the ``first`` one; itself without one."""
+        return self if first is None else replace(self, before=first.before, error_before=first.error_before)
 
 
 def unchanged(tensor: str, qparams: QParams, error: float) -> RangeChoice:

@@ -7,7 +7,7 @@ import pytest
 from qdq_graphs import feeds_of, parse, plan_of, run, values_of, weight
 
 from onnx_hyvit.graph import Model, model_to_proto
-from onnx_hyvit.reconstruct.channel_stats import ChannelObserver, ChannelStats
+from onnx_hyvit.reconstruct.channel_stats import ChannelMoments, ChannelObserver, ChannelStats
 from onnx_hyvit.reconstruct.gain_sites import GainSite
 from onnx_hyvit.reconstruct.gains import apply_gains, choose_gains
 from onnx_hyvit.reconstruct.norm_sites import find_norm_sites, norm_gain, shift_norms
@@ -32,7 +32,7 @@ def reparametrised(model: Model) -> tuple[np.ndarray, np.ndarray]:
     assert [site.tensor for site in sites] == ["n"]
     observer = ChannelObserver(-1)
     observer.update(before)
-    gain, shift = norm_gain(observer.stats(), 255)
+    gain, shift = norm_gain(observer.moments(), 255)
     shift_norms(model, sites, {"n": shift})
     assert apply_gains(model, sites, {"n": gain}) == ()
     after = model_to_proto(model)
@@ -42,7 +42,7 @@ def reparametrised(model: Model) -> tuple[np.ndarray, np.ndarray]:
 
 def scales_and_zeros(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Asymmetric uint8 scale and zero point of each channel, from the extremes."""
-    low, high = np.minimum(values.min(0), 0), np.maximum(values.max(0), 0)
+    low, high = values.min(0), values.max(0)
     scale = (high - low) / 255
     return scale, np.rint(-low / scale)
 
@@ -81,9 +81,17 @@ def test_norms_with_other_readers_are_left_alone(tail: str) -> None:
     assert find_norm_sites(model, plan_of(model)) == []
 
 
+def test_channels_on_one_side_of_zero_are_moved_to_the_common_range() -> None:
+    low, high = np.array([2.0, -1.0]), np.array([3.0, 1.0])
+    gain, shift = norm_gain(ChannelMoments(low, high, (low + high) / 2, high**2), 15)
+    np.testing.assert_allclose(gain, [2 / 3, 4 / 3])  # of the spans 1 and 2, not of ranges that reach to 0
+    ends = np.array([low, high]) / gain + shift / gain
+    np.testing.assert_allclose(ends[:, 0], ends[:, 1], atol=0.1)  # up to the rounding of zero points
+
+
 def test_dead_channels_stay_finite() -> None:
     low, high = np.array([0.0, -1.0, -0.5]), np.array([0.0, 1.0, 0.5])
-    gain, shift = norm_gain(ChannelStats(low, high, high**2), 255)
+    gain, shift = norm_gain(ChannelMoments(low, high, (low + high) / 2, high**2), 255)
     assert np.isfinite(gain).all() and np.isfinite(shift).all() and (gain > 0).all()
 
 
