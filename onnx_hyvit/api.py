@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from . import calibration as calib
+from .backward import check_losses
 from .blocks import find_structure
 from .config import AUTO_TARGET, QuantConfig
 from .convert import convert
@@ -119,6 +120,7 @@ def _quantize(
         check_output(output, model)
     loaded, float_bytes = load_for(model, config), model_bytes(model)
     check_node_names(loaded, config.float_nodes)
+    check_losses(model_to_proto(loaded), config.losses)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     request = Request(source, recipe, target, config, truth, workers, chosen)
     prepared = prepare(loaded, config, input_shapes(source))

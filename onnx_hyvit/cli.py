@@ -11,7 +11,7 @@ import typer
 from . import cli_compare, cli_deploy, display_many, display_quantized, interrupts
 from .cli_options import JsonFlag, PreprocessOption, QuietFlag, ReportOption, SkipOption, VerboseFlag
 from .cli_output import check_page, errors, fail_for, progress, show, write_page
-from .config import QuantConfig, load_config
+from .config import LOSSES, QuantConfig, load_config
 from .errors import ConfigError
 from .recipes import RECIPES
 from .version import __version__
@@ -81,6 +81,12 @@ def quantize(
         str | None,
         typer.Option(help="Errors in reconstruction: mse, fisher or auto (tries both); default: the recipe's."),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help=f"What the outputs are: {', '.join(LOSSES)}; or OUTPUT=KIND, with commas between."
+        ),
+    ] = None,
     profile: Annotated[Path | None, typer.Option(help="Profile of kernels (tools/profile_kernels.py).")] = None,
     verify_speed: Annotated[
         bool | None, typer.Option("--verify-speed", help="Time int8 against float here; go back where it is slower.")
@@ -124,6 +130,7 @@ def quantize(
         "objective": objective,
         "gelu": gelu,
         "weighting": weighting,
+        "loss": loss,
         "profile": None if profile is None else str(profile),
         "verify_speed": verify_speed,
         "max_drop": max_drop,

@@ -18,6 +18,7 @@ RESIDUALS = ("auto", "float", "int8")
 OBJECTIVES = ("balanced", "speed", "size")
 GELUS = ("auto", "exact", "sigmoid")
 WEIGHTINGS = ("mse", "fisher", "auto")
+LOSSES = ("auto", "classifier", "sequence", "segmentation", "embedding", "regression")
 MODES = ("partial", "full")
 AUTO_TARGET = "auto"
 OPSETS = range(17, 24)
@@ -103,6 +104,8 @@ class QuantConfig:
         weighting: How block reconstruction weights errors: ``mse``, ``fisher``, or ``auto``, which tries both and keeps
             what leaves the outputs closer to float on samples held out from the search, at about twice the time; None
             leaves it to the recipe.
+        loss: What the model's outputs are, which says how errors in them count: one of ``LOSSES`` for all, or
+            ``output=kind`` for some, with commas between. ``auto`` guesses by shapes, names and last nodes.
         pack_int4: Store weights of 4 bits or fewer as ONNX INT4, two in a byte, instead of in 8-bit containers; raises
             ``opset`` to 21. ONNX Runtime's CPU runs such layers in float.
         verify_speed: Time the int8 model against the float one on this machine, and take blocks back to float until it
@@ -134,6 +137,7 @@ class QuantConfig:
     max_drop: float | str | None = None
     pack_int4: bool = False
     weighting: str | None = None
+    loss: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("residual", self.residual, RESIDUALS)
@@ -142,6 +146,8 @@ class QuantConfig:
         _one_of("mode", self.mode, MODES)
         if self.weighting is not None:
             _one_of("weighting", self.weighting, WEIGHTINGS)
+        for kind in self.losses.values():
+            _one_of("loss", kind, LOSSES)
         if self.activation_type not in (None, "uint8", "int8"):
             raise ConfigError(f"activation_type {self.activation_type!r} is unknown; expected uint8 or int8")
         if self.opset not in OPSETS:
@@ -185,6 +191,15 @@ class QuantConfig:
     def max_loss(self) -> float | None:
         """Largest loss of top-1, 0 to 1; None where ``max_drop`` is a divergence or not set."""
         return float(self.max_drop[:-1]) / 100 if isinstance(self.max_drop, str) else None
+
+    @property
+    def losses(self) -> dict[str, str]:
+        """Output -> what ``loss`` says it is; what all others are stands at the empty name."""
+        parts = [part.strip() for part in str(self.loss).split(",")]
+        split = [(name.strip(), kind.strip()) for name, _, kind in (part.rpartition("=") for part in parts)]
+        if len(dict(split)) < len(split):
+            raise ConfigError(f"loss {self.loss!r} says twice what an output is")
+        return dict(split)
 
     def _check_mode(self) -> None:
         for name, wanted in (("max_drop", self.max_drop is not None), ("verify_speed", self.verify_speed)):

@@ -86,14 +86,37 @@ def quantized(report: dict[str, Any]) -> None:
     """What ``quantize`` found and did."""
     out = console()
     _found(out, report["found"])
-    plan, size = report["plan"], report["size"]
     out.print("[bold]Quantized[/]")
+    _settings(out, report)
+    _placed(out, report["plan"])
+    _speed(out, report["speed"])
+    _gelus(out, report["gelus"])
+    _channel_padding(out, report["channel_padding"])
+    _granularity(out, report["granularity"])
+    _residual(out, report["residual"])
+    _precision(out, report["precision"])
+    _reconstruction(out, report["reconstruction"])
+    if report["loss"] and (report["precision"] or report["reconstruction"]):
+        out.print(f"  what counts at the outputs: {escape(report['loss'])}")
+    kernels(out, report["audit"])
+    for finding in report["findings"]:
+        out.print(f"  [yellow]note[/] {escape(finding)}")
+    _sizes(out, report["size"], report["seconds"])
+    if report.get("output"):
+        out.print(f"[bold green]Written[/] {escape(report['output'])}")
+
+
+def _settings(out: Console, report: dict[str, Any]) -> None:
     config = report["config"]
     out.print(
         f"  recipe {config['recipe']}, {config['bits']}, mode {config['mode']}, target {escape(config['target'])}"
         f"{' (for this processor)' if report['chosen_target'] else ''}, "
         f"{report['calibration']['samples']} calibration samples"
     )
+
+
+def _placed(out: Console, plan: dict[str, Any]) -> None:
+    """What is int8, and what stayed float and why."""
     paired = set(plan["paired_nodes"])
     kept = [(name, reason) for name, reason in plan["float_nodes"].items() if name not in paired]
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
@@ -104,24 +127,16 @@ def quantized(report: dict[str, Any]) -> None:
     if written := plan["written_as_convolutions"]:
         out.print(f"  {len(written)} int8 linear layers written as 1x1 convolutions: their kernels are faster")
     _float_reasons(out, kept)
-    _speed(out, report["speed"])
-    _gelus(out, report["gelus"])
-    _channel_padding(out, report["channel_padding"])
-    _residual(out, report["residual"])
-    _precision(out, report["precision"])
-    _reconstruction(out, report["reconstruction"])
-    kernels(out, report["audit"])
-    for finding in report["findings"]:
-        out.print(f"  [yellow]note[/] {escape(finding)}")
+
+
+def _sizes(out: Console, size: dict[str, Any], seconds: float) -> None:
     ratio = size["float_bytes"] / max(1, size["int8_bytes"])
     out.print(
         f"  size {size_text(size['float_bytes'])} -> {size_text(size['int8_bytes'])} ({ratio:.1f}x smaller), "
-        f"{report['seconds']:.1f} s"
+        f"{seconds:.1f} s"
     )
     if size.get("int4_weights"):
         out.print(f"  {size['int4_weights']} weights as INT4, which saves {size_text(size['int4_saved_bytes'])}")
-    if report.get("output"):
-        out.print(f"[bold green]Written[/] {escape(report['output'])}")
 
 
 def _speed(out: Console, speed: dict[str, Any]) -> None:
@@ -161,6 +176,19 @@ def _channel_padding(out: Console, found: dict[str, Any] | None) -> None:
             f"  {found['convolutions']} convolutions have channels added, in whole blocks of their int8 kernels: about "
             f"{found['saved_us'] / 1e3:.2f} ms less"
         )
+
+
+def _granularity(out: Console, found: dict[str, Any] | None) -> None:
+    """Activations with a scale per channel, and what takes it."""
+    if found is None or not found["sites"]:
+        return
+    chosen = found["per_channel"]
+    takers = _counted(choice["fold"] + (" with shift" if choice["shift"] else "") for choice in chosen)
+    cost = f", at the cost of {found['added_nodes']} nodes in float" if found["added_nodes"] else ""
+    out.print(
+        f"  {len(chosen)} of {found['sites']} activations have a scale per channel, folded exactly"
+        f"{f' ({takers})' if chosen else ''}{cost}"
+    )
 
 
 def _residual(out: Console, found: dict[str, Any] | None) -> None:

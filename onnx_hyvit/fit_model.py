@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from .channel_padding import ChannelPadding, with_padding, without_useless
 from .errors import ModelError
@@ -34,7 +33,7 @@ from .reconstruct import (
 )
 from .request import Request
 from .residual import ResidualChoice, choose_residual
-from .runtime import Progress, observe, samples_that_fit
+from .runtime import ORT_VERSION, Progress, observe, samples_that_fit
 from .scales import Work
 from .version import __version__
 
@@ -215,7 +214,7 @@ def _block_cache(model: Model, plan: Plan, request: Request) -> BlockCache:
     settings["target"] = asdict(request.target)
     recipe = asdict(request.recipe)  # its name does not say what is in it
     settings["recipe"] = {**recipe, "folds": sorted(recipe["folds"])}
-    settings["versions"] = [__version__, onnxruntime.__version__, np.__version__]
+    settings["versions"] = [__version__, ORT_VERSION, np.__version__]
     settings["int8"] = list(plan.int8_nodes)
     settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)

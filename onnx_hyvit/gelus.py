@@ -131,7 +131,7 @@ def choose_gelus(work: Work, decision: Decision, kernels: Collection[str], asked
         return None
     few = replace(work, source=FirstSamples(work.source, SAMPLES))
     proto = model_to_proto(work.model)
-    loss = choose_loss(proto, work.shapes)
+    loss = choose_loss(proto, work.shapes, work.config.losses)
     factors = _fit_factors(proto, work.model, list(sites), few.source, work.config.threads)
     effects = measure_effects(
         proto,

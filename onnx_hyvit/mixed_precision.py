@@ -181,7 +181,7 @@ class _Weighed:
         if work.config.max_loss is not None:
             assert work.labels is not None
             self._top1 = Top1(self._reference, work.source, work.labels, work.config.threads)
-        self.loss = choose_loss(proto, work.shapes)
+        self.loss = choose_loss(proto, work.shapes, work.config.losses)
         self._effects: Effects = measure_effects(
             proto,
             decision.plan,
@@ -229,7 +229,6 @@ class _Weighed:
             self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
         )
         summary = {
-            "loss": self.loss.describe(),
             "costs": self._costs.target,
             "borrowed": self._profile is None,
             **front.to_dict(),

@@ -6,9 +6,12 @@ from typing import Any
 
 import onnx
 
+from .backward import choose_loss
 from .calibration import Source
 from .convert import Converted
+from .errors import ModelError
 from .fit_model import FittedModel
+from .graph import model_to_proto
 from .kernel_audit import audit
 from .mixed_precision import Fitted
 from .placement import Plan
@@ -40,6 +43,7 @@ def build_report(request: Request, fit: FittedModel, made: Converted, float_byte
         "channel_padding": fit.padding.to_dict() if fit.padding and made.plan.int8_nodes else None,
         "granularity": fit.granularity.to_dict() if fit.granularity else None,
         "residual": fit.residual.to_dict() if fit.residual else None,
+        "loss": _describe_loss(request, fit),
         "precision": _describe_precision(fit.fitted, made.scales),
         "reconstruction": reconstructed.to_dict() if reconstructed else None,
         "calibration": _describe_source(request.source),
@@ -59,6 +63,14 @@ def _describe_plan(plan: Plan, model: onnx.ModelProto) -> dict[str, Any]:
         "written_as_convolutions": written,
         "float_nodes": dict(plan.float_nodes),
     }
+
+
+def _describe_loss(request: Request, fit: FittedModel) -> str | None:
+    """How errors in each output count, where something weighs them; None for outputs of whole numbers."""
+    try:
+        return choose_loss(model_to_proto(fit.prepared.model), fit.prepared.shapes, request.config.losses).describe()
+    except ModelError:
+        return None
 
 
 def _describe_precision(fitted: Fitted, scales: Scales) -> dict[str, Any] | None:

@@ -108,6 +108,7 @@ def find_scales(
         work.source,
         work.recipe.reconstruction,
         structure=work.structure,
+        losses=work.config.losses,
         threads=work.config.threads,
         seed=work.config.seed,
         cache=cache,

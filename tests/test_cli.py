@@ -180,6 +180,13 @@ class TestBadInput:
         assert_one_line_error(found, "minmax", "reconstructs no blocks", "q-hyvit")
         assert_one_line_error(quantize(tiny_model, tiny_data, "--weighting", "best"), "best", "mse, fisher, auto")
 
+    def test_losses_that_make_no_sense(self, quantize, tiny_model: Path, tiny_data: Path) -> None:
+        unknown = quantize(tiny_model, tiny_data, "--loss", "boxes")
+        assert_one_line_error(unknown, "loss 'boxes'", "regression")
+        assert_one_line_error(quantize(tiny_model, tiny_data, "--loss", "boxes=regression"), "no output 'boxes'")
+        twice = quantize(tiny_model, tiny_data, "--loss", "regression,embedding")
+        assert_one_line_error(twice, "says twice")
+
     def test_nothing_to_quantize(self, quantize, tmp_path: Path) -> None:
         text = '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }'
         onnx.save(onnx.parser.parse_model(text), tmp_path / "relu.onnx")

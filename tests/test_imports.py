@@ -181,9 +181,11 @@ MAY_IMPORT = {
         "validate",
     },
     "quantize_report": {
+        "backward",
         "calibration",
         "convert",
         "fit_model",
+        "graph",
         "kernel_audit",
         "mixed_precision",
         "placement",

@@ -2,7 +2,8 @@
 
 from .build import BackwardModel, Unsupported, build_backward
 from .fisher import FisherWeights, fisher_weights, regularize
-from .loss import Head, LossSpec, choose_loss, linear_loss
+from .loss import Head, LossSpec, linear_loss
+from .output_losses import check_losses, choose_loss
 from .probes import forward_probe_weights
 from .registry import supported_ops
 
@@ -13,6 +14,7 @@ __all__ = [
     "LossSpec",
     "Unsupported",
     "build_backward",
+    "check_losses",
     "choose_loss",
     "fisher_weights",
     "forward_probe_weights",

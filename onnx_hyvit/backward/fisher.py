@@ -13,7 +13,8 @@ import onnx
 from ..errors import CalibrationError, ConfigError
 from ..runtime import Session, make_session
 from .build import BackwardModel, build_backward
-from .loss import LossSpec, choose_loss
+from .loss import LossSpec
+from .output_losses import choose_loss
 from .probes import forward_probe_weights
 from .runs import batch_of, runs_of
 

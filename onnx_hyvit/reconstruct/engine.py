@@ -90,6 +90,7 @@ def reconstruct(
     settings: Reconstruction,
     *,
     structure: Structure | None = None,
+    losses: Mapping[str, str] | None = None,
     threads: int = 2,
     seed: int = 0,
     cache: BlockCache | None = None,
@@ -109,6 +110,7 @@ def reconstruct(
         settings: What may be changed, and how errors count. With metric ``auto`` everything is done twice, once with
             each weighting; the samples that judge them are left out of the search of ranges and the Fisher weights.
         structure: Blocks found before layout rewrites; they tell which block is a bridge.
+        losses: What outputs are, see ``choose_loss``.
         threads: Threads of ONNX Runtime.
         seed: Seed of the Fisher draws.
         max_memory: Bytes of the tensors that cross from block to block, of all samples; where they take more, fewer
@@ -125,7 +127,7 @@ def reconstruct(
     proto = reference or model_to_proto(model)
     blocks = _blocks(model, shapes, structure)
     batches = _batches_that_fit(source, blocks, shapes, max_memory)
-    loss = choose_loss(proto, shapes)
+    loss = choose_loss(proto, shapes, losses)
     judge = Divergence(proto, loss, batches, threads)
     metrics = metrics_of(settings)
     split = split_samples(judge.rows, settings.search_samples) if len(metrics) > 1 else None

@@ -7,6 +7,7 @@ from .observe import Observed, observe, observe_shapes
 from .ort_format import INT8_OPTION, REPLAY_OPTION, Conversion, convert_to_ort, parse_operators
 from .saturation import sums_saturate
 from .session import (
+    ORT_VERSION,
     ModelSource,
     OptimizationLevel,
     RuntimeFailure,
@@ -20,6 +21,7 @@ from .timing import Ratio, Timing, benchmark, paired_ratio, summarise, take_turn
 
 __all__ = [
     "INT8_OPTION",
+    "ORT_VERSION",
     "REPLAY_OPTION",
     "Conversion",
     "ModelSource",

@@ -20,6 +20,7 @@ from .unshare import SHARED_WEIGHT, UNSHARED, unshare_weights
 
 OptimizationLevel = Literal["none", "basic", "extended", "layout", "all"]
 ModelSource = onnx.ModelProto | bytes | str | os.PathLike[str]
+ORT_VERSION: str = ort.__version__
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,

@@ -207,6 +207,21 @@ def test_a_segmentation_head_uses_the_class_axis(observe_model) -> None:
     assert choose_loss(proto, _shapes(proto, observe_model)).heads[0].axis == 1
 
 
+def test_losses_are_those_asked_for(observe_model) -> None:
+    proto = _model("y = Gemm(f, w2) e = Tanh(m)", f"float[B,{CLASSES}] y, float[B,4,5,5] e")
+    shapes = _shapes(proto, observe_model)
+
+    def kinds(**asked: str) -> list[tuple[str, str]]:
+        return [(head.kind, head.reason) for head in choose_loss(proto, shapes, asked).heads]
+
+    guessed = [(head.kind, head.reason) for head in choose_loss(proto, shapes).heads]
+    assert kinds(y="regression") == [("regression", "asked for"), guessed[1]]
+    assert kinds(e="segmentation") == [guessed[0], ("softmax", "asked for")]
+    assert kinds(**{"": "regression", "y": "auto"}) == [guessed[0], ("regression", "asked for")]
+    with pytest.raises(ConfigError, match="no output 'boxes'; expected one of y, e"):
+        choose_loss(proto, shapes, {"boxes": "regression"})
+
+
 def test_losses_of_several_outputs_add_up(observe_model) -> None:
     proto = _model("y = Gemm(f, w2) e = Tanh(m)", f"float[B,{CLASSES}] y, float[B,4,5,5] e")
     shapes = _shapes(proto, observe_model)
@@ -240,7 +255,18 @@ def test_no_samples_and_unknown_losses_are_refused(observe_model) -> None:
     with pytest.raises(CalibrationError, match="a run takes 4"):
         fisher_weights(proto, ["a"], [{"x": _samples(3)}], shapes)
     with pytest.raises(ConfigError, match="'nonsense'"):
-        choose_loss(proto, shapes, "nonsense")
+        choose_loss(proto, shapes, {"": "nonsense"})
+
+
+def test_probes_take_the_batch_from_the_input_that_has_it(observe_model) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float s, float[B,3,4,4] x) => (float[B,3] y) {
+        z = Mul(x, s) p = GlobalAveragePool(z) y = Flatten(p) }"""
+    proto = onnx.parser.parse_model(text)
+    feeds = {"s": np.array(2.0, np.float32), "x": _samples(2)[:, :1].repeat(3, 1)[:, :, :4, :4]}
+    shapes = {name: value.shape for name, value in observe_model(proto, feeds).items()}
+    loss = choose_loss(proto, shapes, {"": "regression"})
+    found = forward_probe_weights(proto, ["z"], [feeds], shapes, loss)
+    assert found["z"].shape == (1, 3, 4, 4) and (found["z"] > 0).all()
 
 
 def test_probes_at_the_model_input_agree_with_gradients(observe_model) -> None:

@@ -10,6 +10,8 @@ import pytest
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.numerics import QParams, QuantSpec
+from onnx_hyvit.numerics.ranges import RangeMethod
+from onnx_hyvit.recipes import RECIPES, Recipe, Reconstruction
 from onnx_hyvit.reconstruct import BlockCache, run_key
 from onnx_hyvit.reconstruct.search_ranges import RangeChoice
 from onnx_hyvit.reconstruct.sweep import BlockResult
@@ -89,3 +91,26 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tiny_model, tiny_data, tmp_
     assert sum(result is not None for result in loaded) == 5
     assert not list(tmp_path.rglob("*.npz"))
     assert resumed == run()
+
+
+def test_a_recipe_of_the_same_name_does_not_take_the_blocks_of_another(
+    tiny_model, tiny_data, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = QuantConfig(recipe="mine", bits="w4a8", samples=4, verify=False)
+
+    def run(ranges: str, stop: bool = False):
+        monkeypatch.setitem(RECIPES, "mine", Recipe("mine", "", RangeMethod(ranges), reconstruction=Reconstruction()))
+
+        def progress(count: int, total: int, text: str) -> None:
+            if stop and (text, count) == ("reconstruct", 5):
+                raise KeyboardInterrupt
+
+        result = onnx_hyvit.quantize(tiny_model, None, calibration=tiny_data, config=config, progress=progress)
+        return result.model.SerializeToString()
+
+    wanted = run("minmax")
+    with pytest.raises(KeyboardInterrupt):
+        run("mse", stop=True)
+    assert list(tmp_path.rglob("*.npz"))
+    assert run("minmax") == wanted
