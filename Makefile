@@ -41,11 +41,11 @@ check: $(VENV)/.dev
 results: $(VENV)/.test
 	$(BIN)/python tools/evaluate.py --all --data $(or $(CIFAR),models) --threads 1 --json models/results.json --readme README.md
 
-## Accuracy of the recipes at several bit widths on the CIFAR-10 models; CIFAR=DIR names a CIFAR-10 folder (hours).
+## Accuracy of the recipes at several bit widths on the CIFAR-10 models; CIFAR=DIR names a CIFAR-10 folder (a day).
 .PHONY: recipes
 recipes: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python
 	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make recipes CIFAR=DIR" >&2; exit 1; }
-	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --json tools/results/recipes.json --readme README.md \
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --unfused --json tools/results/recipes.json --readme README.md \
 	  --peers ort-minmax ort-percentile nncf onnxsim-minmax onnxsim-percentile \
 	  --nncf-python build/nncf/bin/python --onnxsim-python build/onnxsim/bin/python
 
@@ -53,7 +53,7 @@ recipes: $(VENV)/.test build/nncf/bin/python build/onnxsim/bin/python
 .PHONY: ablation
 ablation: $(VENV)/.test
 	@test -n "$(CIFAR)" || { echo "name a folder with CIFAR-10: make ablation CIFAR=DIR" >&2; exit 1; }
-	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 5000 --ablation --bits w8a8 w4a8 --seeds 1 \
+	$(BIN)/python tools/measure_recipes.py --data $(CIFAR) --limit 2000 --ablation --bits w8a8 w4a8 w4a4 --seeds 1 \
 	  --json tools/results/ablation.json --readme README.md
 
 ## Time and memory of quantize by model and number of images; MODELS="FILE.onnx ..." adds models.

@@ -46,6 +46,18 @@ def test_commands_name_options_that_exist(document: str) -> None:
                 assert following in target_names()
 
 
+def test_what_the_page_says_of_json_and_quiet_is_true() -> None:
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in COMMANDS.items()
+    }
+    assert {name for name, known in options.items() if "--json" not in known} == {"report"}
+    quiet = {name for name, known in options.items() if "-q" in known}
+    assert quiet == {"quantize", "report", "export-mobile", "compare", "debug"}
+    sentence = "All but `report` take `--json` for scripts; those that write a file, `compare` and `debug` take `-q`."
+    assert sentence in (ROOT / "README.md").read_text()
+
+
 def test_every_option_in_the_prose_exists() -> None:
     text = (ROOT / "tools/docs/troubleshooting.md").read_text()
     known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}

@@ -48,7 +48,7 @@ def test_files_without_fused_kernels_have_a_column_of_their_own() -> None:
 def test_a_tool_that_wrote_no_usable_file_is_named_so() -> None:
     failed = {"seed": 0, "model": "b", "sha256": "0", "bits": "w8a8", "recipe": "nncf", "failed": "does not load"}
     table = recipe_tables.recipes_table({"calibration_images": 32, "cells": [_cell(0, "a", "nncf"), failed]})
-    assert _row(table, "nncf") == ["1.00, 98.00 % (no usable file for 1)"]
+    assert _row(table, "nncf") == ["1.00, 98.00 % (without 1: no usable file)"]
 
 
 def test_runs_side_by_side_are_put_together(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from zoo.scoring import predict
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.numerics.ranges import RangeMethod
-from onnx_hyvit.recipes import RECIPES, SCALES_ONLY, Recipe, Reconstruction, add_recipe
+from onnx_hyvit.recipes import FOLDS, RECIPES, SCALES_ONLY, Recipe, Reconstruction, add_recipe
 from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -51,6 +51,7 @@ def ablation() -> list[Recipe]:
             "ranges": RangeMethod("mse"), "weights": "mse", "reconstruction": replace(SCALES_ONLY, search=True)
         },
         "3 + granularity, folded": {"gains": True},
+        "3b + folds through moves": {"folds": FOLDS},
         "4 + scheme": {"reconstruction": replace(SCALES_ONLY, try_symmetric=True)},
         "5 - scheme + weight rounding": {
             "reconstruction": Reconstruction(ridge=False, correct_bias=False, refit=False)
@@ -60,7 +61,7 @@ def ablation() -> list[Recipe]:
         "8 + scales of weights fitted again": {"reconstruction": Reconstruction()},
         "9 + mixed precision": {"precision": True},
     }  # fmt: skip
-    recipes, parts = [], {}
+    recipes, parts = [], {"folds": frozenset()}
     for name, more in steps.items():
         parts |= more
         recipes.append(Recipe(name, "a step of the ablation", **parts))

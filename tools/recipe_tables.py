@@ -14,7 +14,8 @@ DETAIL = "cifar_mobilevit_xxs"  # the model that the ablation shows by itself, t
 STEPS = {
     "1 minmax": "min-max",
     "2 + searched scales": "searched scales",
-    "3 + granularity, folded": "granularity, folded",
+    "3 + granularity, folded": "granularity, folded between neighbours",
+    "3b + folds through moves": "folds behind LayerNorm and of attention's values, with shifts (below 8 bits only)",
     "4 + scheme": "scheme (symmetric tried as well); taken out again",
     "5 - scheme + weight rounding": "weight rounding (GPTQ)",
     "6 + bias correction": "bias correction",
@@ -78,7 +79,7 @@ def _cell(cells: Cells) -> str:
     seeds = sorted({cell["seed"] for cell in cells})
     means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
     spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
-    note = f" (no usable file for {len(failed)})" if failed else ""
+    note = f" (without {len(failed)}: no usable file)" if failed else ""
     return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{note}"
 
 
@@ -111,7 +112,7 @@ def _describe_images(cells: Cells) -> str:
             names.append(f"`{name}`" + f" {' '.join(sorted(widths[name, images], key=BITS.index))}" * several)
         whose = "" if len(counts) == 1 else f" for {', '.join(names)}"
         known = 50 * (half.high - half.low)
-        parts.append(f"{images} test images{whose} (an agreement of 98 % is known to ±{known:.2f})")
+        parts.append(f"{images} test images{whose} (of one model, an agreement of 98 % is known to ±{known:.2f})")
     return "; ".join(parts)
 
 
