@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from render_text import TextLine, find_fonts, render_lines, to_input
+from zoo.machine import cpu_name, has_vnni
 
 CALIB_SEED = 1_000_003
 
@@ -120,6 +121,8 @@ def main() -> None:
         sessions.update({f"{name} (unfused)": open_session(name, options.threads, True) for name in options.models})
     results = score(sessions, list(render_lines(options.lines, options.seed, fonts)), keys)
     for name, row in results.items():
+        if Path(name).is_file():
+            row["bytes"] = Path(name).stat().st_size
         row["ms"] = timed.get(name)
         row["speedup"] = timed[options.models[0]] / timed[name] if name in timed else None
         speed = f"{row['ms']:7.2f} ms  {row['speedup']:.2f}x" if name in timed else ""
@@ -129,7 +132,14 @@ def main() -> None:
         )
     if options.json:
         named = {Path(name).name: row for name, row in results.items()}
-        report = {"made_by": "make ocr", "lines": options.lines, "seed": options.seed, "models": named}
+        machine = {"cpu": cpu_name(), "vnni": has_vnni(), "onnxruntime": ort.__version__, "threads": options.threads}
+        report = {
+            "made_by": "make ocr",
+            "lines": options.lines,
+            "seed": options.seed,
+            "machine": machine,
+            "models": named,
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
