@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "runtime",
         "tasks",
     },
-    "calibrate": {"calibration", "graph", "numerics", "placement", "recipes", "runtime"},
+    "activation_scales": {"calibration", "graph", "numerics", "placement", "recipes", "runtime"},
     "kernel_audit": {"graph", "runtime"},
     "validate": {"graph", "runtime", "numerics", "kernel_audit"},
     "comparison": {"graph", "runtime", "calibration", "kernel_audit", "validate", "labels"},
@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "storage": {"graph", "placement", "targets"},
     "scales": {
         "blocks",
-        "calibrate",
+        "activation_scales",
         "calibration",
         "graph",
         "numerics",
@@ -107,7 +107,7 @@ MAY_IMPORT = {
     },
     "precision": {"backward", "costs", "numerics", "placement", "runtime"},
     "limits": {"calibration", "labels", "runtime"},
-    "weight_widths": {"backward", "calibrate", "graph", "numerics", "placement", "precision", "scales"},
+    "weight_widths": {"backward", "activation_scales", "graph", "numerics", "placement", "precision", "scales"},
     "mixed_precision": {
         "weight_widths",
         "limits",
@@ -134,7 +134,7 @@ MAY_IMPORT = {
         "scales",
         "speed_check",
     },
-    "residual": {"costs", "mixed_precision", "planning", "runtime", "scales", "targets"},
+    "residual_choice": {"costs", "mixed_precision", "planning", "runtime", "scales", "targets"},
     "channel_padding": {
         "costs",
         "graph",
@@ -150,7 +150,7 @@ MAY_IMPORT = {
     },
     "fit_model": {
         "channel_padding",
-        "residual",
+        "residual_choice",
         "gelus",
         "graph",
         "mixed_precision",
