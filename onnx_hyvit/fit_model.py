@@ -32,7 +32,7 @@ from .reconstruct import (
     run_key,
 )
 from .request import Request
-from .residual import ResidualChoice, choose_residual
+from .residual_choice import ResidualChoice, choose_residual
 from .runtime import ORT_VERSION, Progress, observe, samples_that_fit
 from .scales import Work
 from .version import __version__

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from .activation_scales import activation_qparams, weight_scales
 from .blocks import Structure
-from .calibrate import activation_qparams, weight_scales
 from .calibration import Source
 from .config import QuantConfig
 from .graph import Model, model_to_proto
@@ -64,7 +64,7 @@ class Scales:
 
 
 def first_scales(work: Work, plan: Plan, progress: Progress | None = None) -> dict[str, QParams]:
-    """Scales from statistics alone, see ``calibrate``."""
+    """Scales from statistics alone, see ``activation_scales``."""
     config = work.config
     half = config.max_memory // 2 if config.max_memory else None
     found = activation_qparams(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .activation_scales import weight_scales
 from .backward import LossSpec
-from .calibrate import weight_scales
 from .graph import model_to_proto
 from .graph.edit import constant_of
 from .numerics import QParams

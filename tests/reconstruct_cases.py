@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from qdq_graphs import parse, weight
 
-from onnx_hyvit.calibrate import activation_qparams, weight_scales
+from onnx_hyvit.activation_scales import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.placement import make_plan

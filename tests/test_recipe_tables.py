@@ -68,7 +68,10 @@ def test_readme_without_a_place_for_the_table(tmp_path: Path, capsys: pytest.Cap
     readme.write_text("no table here\n")
     arguments = ["--data", "none", "--render", "--json", str(results), "--readme", str(readme)]
     assert measure_recipes.main(arguments) == 1
-    assert "has no place for the table" in capsys.readouterr().err
+    assert f"{readme}: has no place for the table (<!-- recipes: start -->)" in capsys.readouterr().err
+    readme.write_text("<!-- recipes: start -->")
+    assert measure_recipes.main(arguments) == 1
+    assert f"{readme}: has no place for the table (<!-- recipes: end -->)" in capsys.readouterr().err
     readme.write_text("before\n<!-- recipes: start --><!-- recipes: end -->\nafter\n")
     assert measure_recipes.main(arguments) == 0
     assert "| `q-hyvit` | 1.00, 98.00 % |" in readme.read_text()

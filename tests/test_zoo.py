@@ -112,6 +112,14 @@ def test_readme_results_match_the_file(readme: Path) -> None:
     assert {row["name"] for row in numbers["models"]} <= set(ENTRIES)
 
 
+def test_results_without_a_place_in_the_readme_are_an_error(tmp_path: Path) -> None:
+    numbers = json.loads((MODELS / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "README.md").write_text("no table here\n")
+    with pytest.raises(datasets.DataError, match=r"README\.md: has no place for the table \(<!-- results: start -->\)"):
+        results.write_results(tmp_path / "results.json", numbers)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == numbers
+
+
 def test_fashion_subset_has_its_arrays() -> None:
     with np.load(MODELS / datasets.FASHION_SUBSET, allow_pickle=False) as npz:
         assert {key: (npz[key].dtype.name, npz[key].shape) for key in sorted(npz.files)} == {

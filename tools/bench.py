@@ -21,6 +21,7 @@ from speed.forms import FormError, Tools, form_names, make_form
 from speed.measure import loadable, measure_footprint, measure_latency
 from speed.models import SAMPLES, BenchModel, find_models
 from speed.report import draw, render, update_readme
+from zoo.datasets import DataError
 from zoo.machine import cpu_name, has_vnni
 
 from onnx_hyvit.config import QuantConfig
@@ -111,8 +112,11 @@ def main() -> None:
         table = render(results)
         write_bytes(arguments.json.with_suffix(".md"), table.encode())
         draw(results, arguments.json.with_suffix(".svg"))
-        update_readme(results, ROOT / "README.md")
         print(table)
+        try:
+            update_readme(results, ROOT / "README.md")
+        except DataError as e:
+            raise SystemExit(f"error: {e}") from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from interop.models import Case, prepare
 from interop.runtimes import PACKAGES, RUNTIMES, Outcome, Runtime, run_python
+from zoo.datasets import DataError
 from zoo.readme import replace_between
 
 from onnx_hyvit.runtime import sums_saturate
@@ -68,11 +69,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(path: Path, results: dict[str, Any]) -> None:
-    if not replace_between(path, START, END, table(results)):
-        raise SystemExit(f"{path}: has no place for the table ({START})")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for models and images")
@@ -85,7 +81,10 @@ def main() -> None:
     results = {"versions": versions(), "sums_saturate": sums_saturate(), "rows": rows}
     arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if arguments.readme:
-        update_readme(arguments.readme, results)
+        try:
+            replace_between(arguments.readme, START, END, table(results))
+        except DataError as e:
+            raise SystemExit(f"error: {e}") from None
 
 
 if __name__ == "__main__":

@@ -260,18 +260,14 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.join:
             results = join(results, arguments.join)
             write(arguments.json, results)
+        table = ablation_table(results) if arguments.ablation else recipes_table(results)
+        print(table)
+        if arguments.readme is not None:
+            name = "ablation" if arguments.ablation else "recipes"
+            replace_between(arguments.readme, f"<!-- {name}: start -->", f"<!-- {name}: end -->", table)
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    table = ablation_table(results) if arguments.ablation else recipes_table(results)
-    print(table)
-    if arguments.readme is not None:
-        start, end = (
-            f"<!-- {'ablation' if arguments.ablation else 'recipes'}: {word} -->" for word in ("start", "end")
-        )
-        if not replace_between(arguments.readme, start, end, table):
-            print(f"error: {arguments.readme} has no place for the table ({start})", file=sys.stderr)
-            return 1
     return 0
 
 

@@ -18,7 +18,7 @@ from .units import Unit, copies_pixels, elements
 
 PLAIN, BLOCKED, LAST, ANY = "plain", "blocked", "channels last", "any"
 FOLLOWERS = frozenset({"Add", "Mul", "Sigmoid", "Relu", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "LeakyRelu"})
-ELEMENTWISE = frozenset(
+ANY_LAYOUT = frozenset(
     {"Gelu", "Erf", "HardSwish", "HardSigmoid", "Tanh", "Sub", "Div", "Neg", "Sqrt", "Softplus", "Sum"}
 )
 Table = tuple[tuple[float, float], tuple[float, float]]  # [producer is int8][consumer is int8] -> us
@@ -28,7 +28,7 @@ def layout_of(node: gs.Node | None, int8: bool, is_free: bool, shapes: Mapping[s
     """Layout of the maps that ``node`` reads and writes; PLAIN outside of convolutions and what follows them."""
     if node is None:
         return PLAIN
-    if node.op in ELEMENTWISE or (not is_free and node.op in FOLLOWERS):
+    if node.op in ANY_LAYOUT or (not is_free and node.op in FOLLOWERS):
         return ANY
     convolutional = node.op == "Conv" or (_follows(node) and _beside_convolution(node))
     if not convolutional:

@@ -15,12 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from .edit import constant_of, has_input, ints_of, is_graph_output, names_used_by_subgraphs
+from .elementwise import ARITHMETIC, UNARY
 
-UNARY = frozenset(
-    {"Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Clip", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Erf"}
-    | {"Exp", "Abs", "Neg", "Sqrt", "Softplus", "Softsign", "Mish", "ThresholdedRelu", "Identity"}
-)
-NARY = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Pow"})
+NARY = ARITHMETIC | {"Min", "Max", "Sum", "Pow"}
 POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool"})
 REDUCTIONS = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"})
 Role = Literal["made", "read", "each", "size"]

@@ -19,7 +19,7 @@ from ..graph.edit import add_node, new_constant, new_variable, replace_uses, sca
 from ..graph.io import Model, Origin
 from ..numerics import QParams, quantize
 from ..placement import Plan
-from .fold_scale import fold_scales, product_scales
+from .fold_scale import find_products, fold_scales, product_scales
 from .initializers import insert_biases, insert_constants, insert_weights
 from .linear_to_convolution import linear_to_convolution
 from .log_softmax import emulate_log_codes, functions_of, with_functions
@@ -61,8 +61,8 @@ def insert_qdq(
     plan = resize_to_gather(graph, plan)
     tensors = graph.tensors()
     scales = {name: _params_of(name, plan, qparams) for name in plan.activations}
-    if plan.mismatched_pairs:
-        scales = product_scales(graph, plan, scales)
+    products = find_products(graph, plan, scales) if plan.mismatched_pairs else {}
+    scales = product_scales(graph, products, plan, scales)
     weight_scales = insert_weights(graph, nodes, tensors, plan, qparams, scales)
     insert_biases(graph, nodes, tensors, plan, scales, weight_scales)
     insert_constants(graph, nodes, tensors, plan)
@@ -82,8 +82,7 @@ def insert_qdq(
             )
         limits = None if name in plan.tied else limits
         _insert_pair(graph, plan, tensor, shared[source], params, limits, docs)
-    if plan.mismatched_pairs:
-        fold_scales(graph, plan)
+    fold_scales(graph, products)
     graph.cleanup().toposort()
     used = {functions_of(codes) for codes in plan.log_codes.values()}
     skeleton = with_functions(model.origin.skeleton, used, model.opset) if used else model.origin.skeleton

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ridge import InputMoments
+from .moments import InputMoments
 from .rounding import output_error
 
 LEAST_VARIANCE = 1e-5  # of the outputs' energy: a smaller one may be rounding error of the moments

@@ -29,11 +29,11 @@ from ..graph.edit import (
     scalar_of,
     take_over_output,
 )
+from ..graph.elementwise import ARITHMETIC, UNARY
 from ..graph.io import Model
 from ..graph.linear import channel_vector, foldable, output_channels, weight_of
 from ..graph.pattern import NearMiss
 from .infrastructure import GraphPass
-from .sink_reshapes import BINARY, UNARY
 
 
 def apply(model: Model, near_misses: list[NearMiss]) -> int:
@@ -123,7 +123,7 @@ def _same_leading_sizes(tensor: gs.Tensor) -> gs.Tensor:
             break
         if node.op in UNARY or (node.op == "LayerNormalization" and node.attrs.get("axis", -1) == -1):
             tensor = node.inputs[0]
-        elif node.op in BINARY and _data_of(node) is not None:
+        elif node.op in ARITHMETIC and _data_of(node) is not None:
             tensor = _data_of(node) or tensor
         else:
             return _restored_from(node) or tensor

@@ -27,27 +27,10 @@ from ..graph.edit import (
     rank_of,
     take_over_output,
 )
+from ..graph.elementwise import ARITHMETIC, UNARY
 from ..graph.io import Model
 from ..graph.pattern import NearMiss
 from .infrastructure import GraphPass
-
-UNARY = frozenset(
-    {
-        "Relu",
-        "Sigmoid",
-        "Tanh",
-        "Erf",
-        "Gelu",
-        "HardSwish",
-        "HardSigmoid",
-        "LeakyRelu",
-        "Clip",
-        "Softplus",
-        "Mish",
-        "Elu",
-    }
-)
-BINARY = frozenset({"Mul", "Add", "Sub", "Div"})
 
 
 def apply(model: Model, near_misses: list[NearMiss]) -> int:
@@ -68,7 +51,7 @@ def _visit(graph: gs.Graph, node: gs.Node) -> int:
         return 0
     if node.op in UNARY or _is_last_axis_norm(node):
         reshapes = [_row_reshape(node.inputs[0])]
-    elif node.op in BINARY:
+    elif node.op in ARITHMETIC:
         reshapes = [_row_reshape(tensor) for tensor in node.inputs]
         if any(r is None and not _is_scalar(t) for r, t in zip(reshapes, node.inputs, strict=True)):
             return 0

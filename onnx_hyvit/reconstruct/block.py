@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import HyvitError
 from ..numerics import QParams
-from ..numerics.ridge import GramAccumulator, InputMoments
+from ..numerics.moments import GramAccumulator, InputMoments
 from ..recipes import Reconstruction
 from .layers import Layer
 from .objective import ErrorSum, Objective

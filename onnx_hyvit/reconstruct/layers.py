@@ -12,7 +12,7 @@ from ..graph import Model
 from ..graph.edit import constant_of, has_input
 from ..graph.linear import output_channels, set_bias, weight_of
 from ..numerics import QuantSpec
-from ..numerics.ridge import ConvGeometry
+from ..numerics.moments import ConvGeometry
 from ..placement import Plan
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ..numerics import QParams, weight_qparams
+from ..numerics.moments import InputMoments, merge_moments
 from ..numerics.refit import refit_scale
-from ..numerics.ridge import InputMoments, bias_shift, choose_strength, merge_moments, ridge_correct
+from ..numerics.ridge import bias_shift, choose_strength, ridge_correct
 from ..numerics.rounding import gptq_round, nearest_codes, output_error, search_scale
 from .layers import Layer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnx_hyvit.numerics.moments import ConvGeometry, GramAccumulator, weight_rows
 from onnx_hyvit.numerics.refit import FACTORS, refit_scale
-from onnx_hyvit.numerics.ridge import ConvGeometry, GramAccumulator, weight_rows
 
 
 def moments_of(x: np.ndarray, fed: np.ndarray, geometry: ConvGeometry | None = None):

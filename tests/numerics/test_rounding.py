@@ -11,7 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_hyvit.errors import CalibrationError, ConfigError
 from onnx_hyvit.numerics import QuantSpec
-from onnx_hyvit.numerics.ridge import ConvGeometry, GramAccumulator, bias_shift, ridge_correct, weight_rows
+from onnx_hyvit.numerics.moments import ConvGeometry, GramAccumulator, weight_rows
+from onnx_hyvit.numerics.ridge import bias_shift, ridge_correct
 from onnx_hyvit.numerics.rounding import _inverse_factor, descend, gptq_round, nearest_codes, output_error, search_scale
 
 INT4 = QuantSpec(bits=4, signed=True, symmetric=True, axis=0)

@@ -64,6 +64,7 @@ def test_weight_shared_by_two_products() -> None:
         "h = Gelu(a)",
         "g = Sigmoid(a) h = Mul(a, g)",
         "h = HardSwish(a)",
+        "n = Neg(a) e = Selu(n) h = Exp(e)",
         "l = LayerNormalization(a, gain) h = Mul(l, half)",
     ],
 )

@@ -91,6 +91,11 @@ def test_separable_attention_has_no_convolution_left(swap: bool) -> None:
     assert found["MatMul"] == 5  # query, key, value, projection, and the sum over pixels
 
 
+def test_every_element_wise_function_works_with_the_channels_last() -> None:
+    body = MIXER.replace("act = Relu(v)", "e = Elu(v) h = Neg(e) act = Exp(h)")
+    assert ops(apply(parse(mixer(body=body), weights=REGION), *PREPARE, channels_last_region.PASS))["Conv"] == 0
+
+
 @pytest.mark.parametrize(
     ("tail", "why"),
     [

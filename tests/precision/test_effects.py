@@ -8,8 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 from qdq_graphs import parse, weight
 
+from onnx_hyvit.activation_scales import activation_qparams, weight_scales
 from onnx_hyvit.backward import choose_loss
-from onnx_hyvit.calibrate import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.costs import find_profile, pose_problem
 from onnx_hyvit.graph import model_to_proto

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from qdq_graphs import ORT, feeds_of, minmax, ops, parse, plan_of, quantize, run, weight
+from qdq_graphs import ORT, feeds_of, minmax, ops, parse, plan_of, quantize, run, values_of, weight
 
 from onnx_hyvit.errors import CalibrationError, ModelError
 from onnx_hyvit.graph import model_to_proto
@@ -329,3 +329,56 @@ def test_a_product_that_a_relu_limits_is_not_folded():
     expected = run(model_to_proto(model), feeds)
     assert plan.absorbed == {"r": "k"}
     assert np.square(run(proto, feeds) - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
+def scaled_net(**options) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A product by a number between two convolutions; its own scale is half of what its values need."""
+    model = conv_net("p = Mul(c, k) y = Conv(p, v, b)", k=np.float32(0.25), v=weight(16, 16, 1, 1, seed=2))
+    plan, feeds = plan_of(model, **options), feeds_of(model)
+    searched = minmax(model, plan, feeds)
+    searched["p"] = dataclasses.replace(searched["p"], scale=searched["p"].scale * np.float32(0.5))
+    return model_to_proto(insert_qdq(model, plan, searched), check=True), feeds
+
+
+@pytest.mark.parametrize("options", [{"float_nodes": ["p"]}, {"activation_bits": 6}])
+def test_a_folded_product_keeps_a_pair_that_is_its_own(options):
+    proto, feeds = scaled_net(**options)
+    stored = initializers(proto)
+    assert "Mul" not in ops(proto) and ops(proto).count("QuantizeLinear") == 4
+    np.testing.assert_allclose(stored["b_scale_1"], stored["p_scale"] * stored["v_scale"], rtol=1e-6)
+    found = audit(proto)
+    assert found.counts["int8"] == 2 and found.counts["dequantized_weights"] == found.counts["orphan_pairs"] == 0
+    np.testing.assert_allclose(run(proto, feeds), run(proto, feeds, "none"), rtol=1e-5, atol=1e-5)
+
+
+def test_moved_codes_have_the_scale_of_a_product_of_narrow_codes():
+    model = conv_net(
+        "d = Conv(c, v) p = Mul(c, k) t = Transpose<perm=[0,1,3,2]>(p) y = Mul(t, d)",
+        k=np.float32(0.25),
+        v=weight(16, 16, 1, 1, seed=2),
+    )
+    plan, proto, feeds = quantize(model, activation_bits=6)
+    assert plan.activations["c"].bits == 6 and plan.activations["p"].bits == 8 and plan.tied == {"t": "p"}
+    stored, products = initializers(proto), [node for node in proto.graph.node if node.op_type == "Mul"]
+    assert [node.name for node in products] == ["y"]
+    pair = ("t_QuantizeLinear", "t_DequantizeLinear")
+    scales = [stored[node.input[1]] for node in proto.graph.node if node.name in pair]
+    assert scales == [stored["c_scale"] * np.float32(0.25)] * 2
+    np.testing.assert_allclose(run(proto, feeds), run(proto, feeds, "none"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_float_product_of_a_float_tensor_is_not_folded():
+    text = "g (float[1,16,8,8] x) => (float[1,16,8,8] y, float[1,16,8,8] p) { y = Conv(x, v) p = Mul(x, k) }"
+    model = parse(text, v=weight(16, 16, 1, 1), k=np.float32(0.25))
+    plan, proto, feeds = quantize(model, float_nodes=["p"])
+    assert "x" in plan.activations and ops(proto).count("Mul") == 1
+    np.testing.assert_array_equal(values_of(proto, ["p"], feeds)["p"], feeds["x"] * np.float32(0.25))
+
+
+def test_a_chain_of_float_products_folds():
+    model = conv_net("p = Mul(c, k) y = Mul(k, p)", k=np.float32(0.25))
+    _, proto, feeds = quantize(model, float_nodes=["p", "y"])
+    assert "Mul" not in ops(proto)
+    whole = dataclasses.replace(ORT, mismatched_pairs=False)
+    _, kept, _ = quantize(model, whole, float_nodes=["p", "y"])
+    np.testing.assert_allclose(run(proto, feeds), run(kept, feeds), rtol=1e-6, atol=1e-7)

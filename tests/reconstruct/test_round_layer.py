@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_hyvit.numerics import QuantSpec, weight_qparams
-from onnx_hyvit.numerics.ridge import GramAccumulator, choose_strength, merge_moments
+from onnx_hyvit.numerics.moments import GramAccumulator, merge_moments
+from onnx_hyvit.numerics.ridge import choose_strength
 from onnx_hyvit.numerics.rounding import gptq_round
 from onnx_hyvit.reconstruct.layers import Layer
 from onnx_hyvit.reconstruct.round_layer import round_layer

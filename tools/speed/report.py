@@ -76,7 +76,11 @@ def footprint_table(rows: list[Mapping[str, Any]]) -> str:
 
 
 def update_readme(results: Mapping[str, Any], path: Path) -> None:
-    """Bring the short table in the README up to date: batch 1, one thread."""
+    """Bring the short table in the README up to date: batch 1, one thread.
+
+    Raises:
+        DataError: The README has no place for it.
+    """
     rows = [row for row in results["models"] if row["shape"][0] == 1]
     table = f"{machine_line(results)} Batch 1, one thread.\n\n{speed_table(rows, '1', SHORT)}"
     replace_between(path, START, END, table)

@@ -49,8 +49,8 @@ def write_index(folder: Path, entries: Mapping[str, Mapping[str, Any]], order: S
     text = json.dumps({"format": 1, "models": ranked}, indent=2)
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
     readme = folder / README
-    if readme.is_file() and not replace_between(readme, TABLE_START, TABLE_END, render_table(ranked)):
-        raise DataError(f"{readme}: has no place for the table of models ({TABLE_START})")
+    if readme.is_file():
+        replace_between(readme, TABLE_START, TABLE_END, render_table(ranked))
 
 
 def render_table(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -164,7 +164,11 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 200) 
 
 
 def write_results(path: Path, results: Mapping[str, Any], more: Path | None = None) -> None:
-    """Write the numbers as JSON and bring the table in the README beside it, and in ``more``, up to date."""
+    """Write the numbers as JSON and bring the table in the README beside it, and in ``more``, up to date.
+
+    Raises:
+        DataError: A README has no place for the table.
+    """
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for readme in (path.with_name(README), *([more] if more else [])):
         if readme.is_file():

@@ -1,4 +1,4 @@
-"""Attentions: softmax attention in all its spellings, cross-covariance, separable and ReLU linear attention."""
+"""Attentions: softmax attention in all its spellings, cross-covariance; the others are in ``linear_attentions``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ import onnx_graphsurgeon as gs
 from ..channel_trace import trace_channels, varies_along
 from ..edit import constant_of, producer_of, rank_of, scalar_of
 from ..pattern import NearMiss
+from .linear_attentions import find_relu_linear, find_separable
+from .products import LAYOUT, PASSING, PRODUCTS, is_product
 from .results import Attention
 
-PRODUCTS = ("MatMul", "Einsum")
-PASSING = frozenset(
-    {"Identity", "Cast", "Dropout", "Reshape", "Transpose", "Clip", "Squeeze", "Unsqueeze", "Expand", "Flatten"}
-)
 MIXING = frozenset({"Conv", "MatMul", "Einsum", "BatchNormalization", "Gemm"})
-LAYOUT = frozenset(
-    {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather"}
-)
-POSITIVE = frozenset({"Relu", "Elu", "Exp", "Softplus", "Clip"})
 DEPTH = 14
 
 
@@ -32,11 +26,6 @@ class _Chain:
     scale: float | None = 1.0
     bias: str | None = None
     mixes: bool = False
-
-
-def _is_product(node: gs.Node) -> bool:
-    """A product of two computed tensors."""
-    return node.op in PRODUCTS and len(node.inputs) == 2 and all(constant_of(tensor) is None for tensor in node.inputs)
 
 
 def find_attentions(graph: gs.Graph, opset: int = 20, near_misses: list[NearMiss] | None = None) -> list[Attention]:
@@ -62,7 +51,7 @@ def find_attentions(graph: gs.Graph, opset: int = 20, near_misses: list[NearMiss
             elif attention is not None and near_misses is not None:
                 near_misses.append(NearMiss(attention, node.name))
     taken = {name for attention in found for name in attention.nodes}
-    found.extend(_relu_linear(graph, taken))
+    found.extend(find_relu_linear(graph, taken))
     ordered = [
         replace(attention, nodes=tuple(sorted(set(attention.nodes), key=position.__getitem__))) for attention in found
     ]
@@ -94,7 +83,7 @@ def _around_softmax(softmax: gs.Node, opset: int) -> Attention | str | None:
     logits = _back(softmax.inputs[0], DEPTH)
     context = _ahead(softmax.outputs[0], DEPTH)
     if logits is None:
-        separable = _separable(softmax)
+        separable = find_separable(softmax)
         if separable is not None or context is None:
             return separable
         logits = _back(softmax.inputs[0], DEPTH, fixed_queries=True)
@@ -131,7 +120,7 @@ def _back(tensor: gs.Tensor, depth: int, fixed_queries: bool = False) -> _Chain 
     node = producer_of(tensor)
     if node is None or depth == 0:
         return None
-    if _is_product(node) or (fixed_queries and node.op in PRODUCTS and len(node.inputs) == 2):
+    if is_product(node) or (fixed_queries and node.op in PRODUCTS and len(node.inputs) == 2):
         return _Chain(node, (node,))
     if node.op in ("Mul", "Div", "Add", "Sub", "Where"):
         return _back_through_binary(node, depth, fixed_queries)
@@ -169,7 +158,7 @@ def _ahead(tensor: gs.Tensor, depth: int, mixes: bool = False) -> _Chain | None:
     if depth == 0:
         return None
     for node in tensor.outputs:
-        if _is_product(node):
+        if is_product(node):
             return _Chain(node, (node,), mixes=mixes)
     for node in tensor.outputs:
         mixing = node.op in MIXING
@@ -222,90 +211,3 @@ def _kind(product: gs.Node, opset: int) -> str:
         if trace is not None and trace.channels.ndim >= 2 and trace.channels.shape[axis] > 1:
             votes.append(varies_along(trace.channels, axis))
     return "cross_covariance" if votes and not any(votes) else "softmax"
-
-
-def _separable(softmax: gs.Node) -> Attention | None:
-    """MobileViTv2: ``sum_tokens(key * softmax(score)) * relu(value)``."""
-    for weighted in softmax.outputs[0].outputs:
-        if weighted.op != "Mul" or not weighted.outputs[0].outputs:
-            continue
-        total = weighted.outputs[0].outputs[0]
-        if total.op not in ("ReduceSum", "ReduceMean"):
-            continue
-        nodes, tensor = [softmax, weighted, total], total.outputs[0]
-        for _ in range(4):
-            user = tensor.outputs[0] if len(tensor.outputs) == 1 else None
-            if user is None or user.op not in PASSING or user.inputs[0] is not tensor:
-                break
-            nodes.append(user)
-            tensor = user.outputs[0]
-        last = next((user for user in tensor.outputs if user.op == "Mul"), None)
-        if last is None:
-            continue
-        key = next(operand for operand in weighted.inputs if operand is not softmax.outputs[0])
-        value = next(operand for operand in last.inputs if operand is not tensor)
-        names = tuple(node.name for node in (*nodes, last))
-        query, probabilities, output = softmax.inputs[0].name, softmax.outputs[0].name, last.outputs[0].name
-        return Attention("separable", names, query, key.name, value.name, output, probabilities, bias=None)
-    return None
-
-
-def _relu_linear(graph: gs.Graph, taken: set[str]) -> list[Attention]:
-    """EfficientViT: ``q (k^T v)`` with positive q and k, divided by ``q (k^T 1)``."""
-    found = []
-    for node in graph.nodes:
-        if not _is_product(node) or node.name in taken:
-            continue
-        for index in (0, 1):
-            path, inner = _layout_back(node.inputs[index], _is_product, 5)
-            if inner is None or inner.name in taken:
-                continue
-            query = node.inputs[1 - index]
-            sides = [_layout_back(tensor, lambda n: n.op in POSITIVE, 6)[1] for tensor in (query, *inner.inputs)]
-            if sides[0] is None or (sides[1] is None and sides[2] is None):
-                continue
-            key, value = inner.inputs if sides[1] is not None else reversed(inner.inputs)
-            nodes, output = _normaliser(node)
-            names = tuple(member.name for member in (inner, *path, node, *nodes))
-            kind, total = "relu_linear", output.name
-            found.append(Attention(kind, names, query.name, key.name, value.name, total, node.outputs[0].name))
-            break
-    return found
-
-
-def _layout_back(tensor: gs.Tensor, accepts: object, depth: int) -> tuple[list[gs.Node], gs.Node | None]:
-    path: list[gs.Node] = []
-    for _ in range(depth):
-        node = producer_of(tensor)
-        if node is None:
-            return path, None
-        if accepts(node):  # type: ignore[operator]
-            return path, node
-        if node.op not in LAYOUT:
-            return path, None
-        path.append(node)
-        tensor = node.inputs[0]
-    return path, None
-
-
-def _normaliser(product: gs.Node) -> tuple[list[gs.Node], gs.Tensor]:
-    """Slices and Div that follow the product, and the tensor after the Div."""
-    reached: dict[int, gs.Node] = {}
-    frontier, division = [product], None
-    for _ in range(5):
-        users = [user for node in frontier for output in node.outputs for user in output.outputs]
-        division = next((user for user in users if user.op == "Div"), None)
-        if division is not None:
-            break
-        frontier = [user for user in users if user.op in LAYOUT or user.op in ("Add", "Pad", "Reciprocal")]
-        reached.update((id(node), node) for node in frontier)
-    if division is None:
-        return [], product.outputs[0]
-    inside = [node for node in reached.values() if _feeds(node, division, 4)]
-    return [*inside, division], division.outputs[0]
-
-
-def _feeds(node: gs.Node, target: gs.Node, depth: int) -> bool:
-    if node is target:
-        return True
-    return depth > 0 and any(_feeds(user, target, depth - 1) for output in node.outputs for user in output.outputs)

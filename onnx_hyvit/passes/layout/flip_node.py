@@ -21,14 +21,11 @@ from ...graph.edit import (
     producer_of,
     take_over_output,
 )
+from ...graph.elementwise import ARITHMETIC, UNARY
 from ...graph.linear import weight_of
 
 PERM = (0, 2, 3, 1)
 AXIS = {0: 0, 1: 3, 2: 1, 3: 2}
-ELEMENTWISE = frozenset(
-    {"Relu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSwish", "HardSigmoid", "LeakyRelu", "Clip", "Softplus", "Mish"}
-)
-BINARY = frozenset({"Add", "Sub", "Mul", "Div"})
 Flipped = Mapping[int, gs.Tensor]
 
 
@@ -66,9 +63,9 @@ def can_flip(node: gs.Node) -> str | None:
     """Reason why ``node`` cannot work with the channels last, or None."""
     if node.domain not in (None, "", "ai.onnx"):
         return "not a plain ONNX operator"
-    if node.op in ELEMENTWISE:
+    if node.op in UNARY:
         return None
-    if node.op in BINARY:
+    if node.op in ARITHMETIC:
         return None if all(_constant_fits(tensor) for tensor in node.inputs) else "a constant varies over pixels"
     check = _CHECKS.get(node.op)
     return f"{node.op} is not pixel-wise" if check is None else None if check(node) else f"this {node.op} is special"
@@ -99,7 +96,7 @@ def _is_reduction(node: gs.Node) -> bool:
 def _is_broadcast(node: gs.Node) -> bool:
     """An Expand whose readers broadcast by themselves."""
     users = node.outputs[0].outputs
-    return bool(users) and all(user.op in BINARY and _has_full_operand(user, node.outputs[0]) for user in users)
+    return bool(users) and all(user.op in ARITHMETIC and _has_full_operand(user, node.outputs[0]) for user in users)
 
 
 def _has_full_operand(user: gs.Node, expanded: gs.Tensor) -> bool:

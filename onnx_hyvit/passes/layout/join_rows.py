@@ -28,12 +28,12 @@ from ...graph.edit import (
     rank_of,
     take_over_output,
 )
+from ...graph.elementwise import ARITHMETIC
 from ...graph.io import Model
 from ...graph.pattern import NearMiss
 from ..infrastructure import GraphPass
 
-BINARY = frozenset({"Add", "Sub", "Mul", "Div"})
-GOES_ON = BINARY | frozenset({"LayerNormalization", "Reshape", "Relu", "Gelu", "Sigmoid"})
+GOES_ON = ARITHMETIC | frozenset({"LayerNormalization", "Reshape", "Relu", "Gelu", "Sigmoid"})
 
 
 def apply(model: Model, near_misses: list[NearMiss]) -> int:
@@ -42,7 +42,7 @@ def apply(model: Model, near_misses: list[NearMiss]) -> int:
     graph.toposort()
     count = 0
     for node in list(graph.nodes):
-        if node.op in BINARY and node.domain in (None, "", "ai.onnx") and len(node.inputs) == 2:
+        if node.op in ARITHMETIC and node.domain in (None, "", "ai.onnx") and len(node.inputs) == 2:
             count += _join(graph, node)
     return count
 

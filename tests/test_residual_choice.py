@@ -16,7 +16,7 @@ from onnx_hyvit.graph import model_to_proto
 from onnx_hyvit.mixed_precision import WORTH
 from onnx_hyvit.placement import make_plan
 from onnx_hyvit.recipes import RECIPES
-from onnx_hyvit.residual import ResidualChoice
+from onnx_hyvit.residual_choice import ResidualChoice
 from onnx_hyvit.runtime import observe
 from onnx_hyvit.targets import load_target
 
