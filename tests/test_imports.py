@@ -112,6 +112,7 @@ MAY_IMPORT = {
         "weight_widths",
         "limits",
         "backward",
+        "calibration",
         "costs",
         "graph",
         "insert_qdq",
