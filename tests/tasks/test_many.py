@@ -23,6 +23,7 @@ import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, OutputError, QuantConfig, quantize_many
 from onnx_hyvit.config import parse_bytes
 from onnx_hyvit.many import ModelResult, _logged, _share
+from onnx_hyvit.tasks import Workers
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 CONFIG = QuantConfig(recipe="minmax", verify=False, samples=4, batch_size=2, threads=2)
@@ -113,6 +114,14 @@ def test_dask_makes_the_same_files(models: list[Path], expected: dict[str, bytes
     with dask_executor(cluster) as executor:
         results = quantize_many(models, tmp_path, calibration=IMAGES, config=CONFIG, executor=executor)
         assert written(results) == expected
+
+
+@pytest.mark.dask
+def test_the_workers_of_a_cluster_are_counted(cluster) -> None:
+    from onnx_hyvit.tasks import dask_executor
+
+    with dask_executor(cluster) as executor:
+        assert Workers(executor).at_once == 2
 
 
 @pytest.mark.dask
