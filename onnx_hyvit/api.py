@@ -27,6 +27,7 @@ from .prepared import Prepared, check_node_names, describe, prepare
 from .processor import find_target
 from .quantize_report import build_report
 from .recipes import Recipe, find_recipe, with_weighting
+from .reconstruct import default_cache_folder, remove_old_runs
 from .request import Request, adapted_target, check_output, input_shapes, open_calibration
 from .runtime import Progress, observe
 from .storage import check_storage, load_for
@@ -123,6 +124,8 @@ def _quantize(
     check_losses(model_to_proto(loaded), config.losses)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     request = Request(source, recipe, target, config, truth, workers, chosen)
+    if recipe.reconstruction and config.cache:
+        remove_old_runs(default_cache_folder())
     prepared = prepare(loaded, config, input_shapes(source))
     fit = fit_model(prepared, request, progress)
     made = convert(model, fit, request, progress)

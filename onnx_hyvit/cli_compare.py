@@ -35,7 +35,7 @@ def add_commands(app: typer.Typer) -> None:
         int8_model: Int8Model,
         data: DataOption,
         labels: Annotated[
-            Path | None, typer.Option(help="Labels: .npy, .txt (one a line) or .csv (file,label); class numbers.")
+            Path | None, typer.Option(help="Labels: .npy, .txt (one a line) or .csv (path,label); class numbers.")
         ] = None,
         samples: SamplesOption = 256,
         seed: SampleSeed = 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,7 +204,7 @@ def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_nam
 def _run_both(
     sessions: dict[str, Session],
     source: calib.Source,
-    truth: dict[str, int] | np.ndarray | None,
+    truth: Mapping[str, int] | np.ndarray | None,
     progress: Any,
     watch: Watch | None,
 ) -> tuple[dict[str, ErrorMeter], _Scores]:

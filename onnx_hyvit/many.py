@@ -233,16 +233,43 @@ def _logged(level: int) -> Iterator[list[tuple[str, int, str]]]:
             if record.thread == mine:
                 records.append((record.name, record.levelno, record.getMessage()))
 
-    parent, handler = logging.getLogger(__package__), Collect(level)
-    before = parent.level, parent.propagate
-    parent.addHandler(handler)
-    parent.setLevel(level)
-    parent.propagate = False
+    handler = Collect(level)
+    _QUIET.begin(handler)
     try:
         yield records
     finally:
-        parent.removeHandler(handler)
-        parent.level, parent.propagate = before
+        _QUIET.end(handler)
+
+
+class _Quiet:
+    """The logger of this package, which shows nothing while any thread collects what it logs."""
+
+    def __init__(self) -> None:
+        self._logger, self._lock = logging.getLogger(__package__), threading.Lock()
+        self._handlers: list[logging.Handler] = []
+        self._before = (self._logger.level, self._logger.propagate)
+
+    def begin(self, handler: logging.Handler) -> None:
+        """Add ``handler``; the first one silences the logger."""
+        with self._lock:
+            if not self._handlers:
+                self._before = (self._logger.level, self._logger.propagate)
+            self._handlers.append(handler)
+            self._logger.addHandler(handler)
+            self._logger.setLevel(min(each.level for each in self._handlers))
+            self._logger.propagate = False
+
+    def end(self, handler: logging.Handler) -> None:
+        """Remove ``handler``; the last one leaves the logger as the first one found it."""
+        with self._lock:
+            self._handlers.remove(handler)
+            self._logger.removeHandler(handler)
+            if not self._handlers:
+                self._logger.setLevel(self._before[0])
+                self._logger.propagate = self._before[1]
+
+
+_QUIET = _Quiet()
 
 
 def _alone(task: ModelTask, folder: Path, jobs: int, progress: Progress | None, named: bool) -> ModelResult:

@@ -7,11 +7,14 @@ or until top-1 on labelled samples is as high.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .backward import choose_loss
+from .calibration import Source
 from .costs import Profile, find_profile, pose_problem
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
@@ -169,6 +172,16 @@ def predicted_divergence(work: Work, decision: Decision, progress: Progress | No
     return weighed.choose(lambda more: decision, None, False)[1]
 
 
+class _Feeds:
+    """Feeds of a source, without the ids: read again each time, one batch in memory at a time."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        return (feeds for _, feeds in self._source)
+
+
 class _Weighed:
     """Effects of a plan's roundings beside what they cost, measured once for all limits."""
 
@@ -247,14 +260,16 @@ class _Weighed:
         return config.max_drop, float(config.max_drop) if config.max_loss is None else config.max_loss
 
     def reached(self, plan: Plan, scales: Scales) -> Reached:
-        """What the finished model reaches on the calibration samples: its divergence, or its loss of top-1."""
+        """What the finished model reaches on the calibration samples: its divergence, or its loss of top-1.
+
+        One batch of inputs is in memory at a time, and for a divergence the float outputs of all samples.
+        """
         work = self._work
         quantized = model_to_proto(insert_qdq(work.model, plan, scales.qparams, scales.parameters))
         if self._top1 is not None:
             return self._top1.of(quantized)
         if self._judge is None:
-            batches = [feeds for _, feeds in work.source]
-            self._judge = Divergence(self._reference, self.loss, batches, work.config.threads)
+            self._judge = Divergence(self._reference, self.loss, _Feeds(work.source), work.config.threads)
         return Reached(self._judge.of(self._judge.session(quantized)))
 
     def share_of(self, most: float, reached: Reached) -> float:

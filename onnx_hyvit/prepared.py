@@ -13,6 +13,7 @@ from .config import QuantConfig
 from .errors import ConfigError
 from .graph import Model, model_to_proto
 from .graph.edit import names_used_by_subgraphs, unique_name
+from .graph.lookup import by_longest_name
 from .passes import CANONICAL, LOWERING, PassResult, run_passes
 from .passes.layout import LAYOUT
 from .runtime import observe
@@ -100,15 +101,11 @@ def check_node_names(model: Model, wanted: Sequence[str]) -> None:
 def kept_float(prepared: Prepared, wanted: Sequence[str]) -> tuple[str, ...]:
     """Nodes of the rewritten graph that must stay float: those in ``wanted``, and those that rewrites made of them.
 
-    A rewrite names its new nodes after the one that they come from, with an ending; a node that was folded into another
-    one is gone, and so is the request.
+    A new node comes from the longest name of the loaded model that its own continues, see ``by_longest_name``; a node
+    that was folded into another one is gone, and so is the request.
     """
-    return tuple(
-        node.name
-        for node in prepared.model.graph.nodes
-        if node.name in wanted
-        or (node.name not in prepared.nodes and any(node.name.startswith(f"{name}_") for name in wanted))
-    )
+    origin = {name: name for name in prepared.nodes}
+    return tuple(node.name for node in prepared.model.graph.nodes if by_longest_name(node.name, origin) in wanted)
 
 
 def _names(model: Model) -> frozenset[str]:

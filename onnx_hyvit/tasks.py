@@ -46,6 +46,13 @@ class Workers:
             kind = type(self.executor).__name__
             raise ConfigError(f"executor must be a concurrent.futures.Executor, found {kind}; a dask Client has one")
 
+    @property
+    def at_once(self) -> int:
+        """How many tasks have a worker now: the workers of a dask cluster, elsewhere ``jobs``."""
+        client = getattr(self.executor, "_client", None)  # dask's executor has no public name for it
+        threads = getattr(client, "nthreads", None)  # of each worker; a task uses several
+        return max(self.jobs, len(threads())) if threads is not None else self.jobs
+
 
 @dataclass(frozen=True)
 class Lost:

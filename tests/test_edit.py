@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx.parser
+import onnx_graphsurgeon as gs
 import pytest
 
 from onnx_hyvit.graph import edit, load_model, model_to_proto
@@ -129,3 +130,21 @@ def test_shapes_of_tensors() -> None:
     x = model.graph.inputs[0]
     assert edit.static_shape(x) is None and edit.rank_of(x) == 2
     assert edit.dim_of(x, -1) == 3 and edit.dim_of(x, 0) is None and edit.dim_of(x, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (["N", 5], ["N", 5], True),
+        (["N", 5], [1, 5], False),
+        (["N", 5], ["M", 5], False),
+        ([5], [1, 5], False),
+        (["unk__0", 5], ["unk__0", 5], False),
+        ([None, 5], [None, 5], False),
+        (None, None, False),
+        ([], [], True),
+    ],
+)
+def test_shapes_are_the_same_only_where_both_are_known(first, second, same: bool) -> None:
+    a, b = (gs.Variable(name, np.float32, shape) for name, shape in (("a", first), ("b", second)))
+    assert edit.same_shape(a, b) is same

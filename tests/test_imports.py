@@ -114,6 +114,7 @@ MAY_IMPORT = {
         "weight_widths",
         "limits",
         "backward",
+        "calibration",
         "costs",
         "graph",
         "insert_qdq",

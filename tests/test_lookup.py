@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import pytest
 from onnx import TensorProto, helper
 
-from onnx_hyvit.graph.lookup import Lookup
+from onnx_hyvit.graph.lookup import Lookup, by_longest_name
 
 TEXT = """<ir_version: 10, opset_import: ["" : 21]>
     g (float[2] x, bool c) => (float[2] y, float[2] z) <float[2] w = {1, 2}> {
@@ -42,3 +43,22 @@ def test_narrow_codes_are_read_in_eight_bits() -> None:
         found = view.value(name)
         assert found is not None and found.dtype == dtype
         np.testing.assert_array_equal(found, codes[name][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("/MatMul", 1),
+        ("/MatMul_gemm", 1),
+        ("/MatMul_1", 2),
+        ("/MatMul_1_gemm_1_unflatten", 2),
+        ("/MatMul_12", 1),
+        ("/Mat", None),
+        ("/MatMul2", None),
+        ("a__b", 3),
+        ("_", None),
+        ("", None),
+    ],
+)
+def test_the_longest_known_name_counts(name: str, found: int | None) -> None:
+    assert by_longest_name(name, {"/MatMul": 1, "/MatMul_1": 2, "a_": 3}) == found

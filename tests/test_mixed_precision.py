@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from qdq_graphs import parse, weight
 
 import onnx_hyvit
 from onnx_hyvit import keep_fast as module
+from onnx_hyvit.calibration import Source
 from onnx_hyvit.config import QuantConfig
 from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.graph import model_to_proto
@@ -66,6 +69,26 @@ def test_a_limit_that_holds_already_changes_nothing(proto):
     held = quantized(proto, recipe="mse", max_drop=10.0)
     assert plain.model.SerializeToString() == held.model.SerializeToString()
     assert held.report["precision"]["steps"] == [] and plain.report["precision"] is None
+
+
+def test_a_limit_holds_no_more_inputs_than_calibration_does(proto, monkeypatch):
+    original = Source.__iter__
+    most = []
+
+    def watched(self):
+        alive = []
+        for ids, feeds in original(self):
+            alive.append(weakref.ref(feeds["x"]))
+            yield ids, feeds
+            most.append(sum(reference() is not None for reference in alive))
+
+    def held(**settings) -> int:
+        most.clear()
+        quantized(proto, recipe="minmax", batch_size=1, **settings)
+        return max(most)
+
+    monkeypatch.setattr(Source, "__iter__", watched)
+    assert held(max_drop=10.0) == held() < len(DATA)
 
 
 def test_zero_leaves_nothing_that_matters_in_int8(proto):

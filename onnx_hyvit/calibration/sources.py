@@ -288,6 +288,11 @@ class FirstSamples(Source):
         super().__init__(source.inputs, source.batch_size)
         self._source, self._samples = source, samples
 
+    def limit_batch(self, samples: int) -> None:
+        """Limit the batches of the whole source, which these are."""
+        self._source.limit_batch(samples)
+        self.batch_size = self._source.batch_size
+
     def __len__(self) -> int:
         return min(len(self._source), -(-self._samples // self.batch_size) * self.batch_size)
 

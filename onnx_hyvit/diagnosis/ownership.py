@@ -6,7 +6,6 @@ it (a rewrite names its new nodes after the one that they come from); what is st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import onnx_graphsurgeon as gs
 from ..blocks import Structure, find_structure
 from ..graph import load_model, model_to_proto
 from ..graph.edit import constant_of, scalar_of
+from ..graph.lookup import by_longest_name
 from ..passes import CANONICAL, LOWERING, run_passes
 from ..passes.layout import LAYOUT
 from ..runtime import observe
@@ -123,7 +123,7 @@ def _label(node: onnx.NodeProto, known: FloatModel) -> int | None:
         stem = stem_of(name)
         if stem in known.block_of_tensor:
             return known.block_of_tensor[stem]
-    return _by_name(node.name, known.block_of_node)
+    return by_longest_name(node.name, known.block_of_node)
 
 
 def stem_of(name: str) -> str:
@@ -135,12 +135,3 @@ def stem_of(name: str) -> str:
             if name.endswith(suffix):
                 name, shorter = name.removesuffix(suffix), True
     return name
-
-
-def _by_name(name: str, known: Mapping[str, int]) -> int | None:
-    """The block of the node of that name, or of the longest known name that ``name`` continues after an underscore."""
-    while name:
-        if name in known:
-            return known[name]
-        name = name.rpartition("_")[0]
-    return None

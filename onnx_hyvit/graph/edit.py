@@ -238,6 +238,13 @@ def static_shape(tensor: gs.Tensor | None) -> tuple[int, ...] | None:
     return dims if all(isinstance(dim, int) and dim >= 0 for dim in dims) else None
 
 
+def same_shape(a: gs.Tensor, b: gs.Tensor) -> bool:
+    """Whether two shapes are known and equal: free dimensions by name, but those that shape inference made up."""
+    if a.shape is None or b.shape is None or list(a.shape) != list(b.shape):
+        return False
+    return all(dim not in (None, "") and not str(dim).startswith("unk__") for dim in a.shape)
+
+
 def rank_of(tensor: gs.Tensor | None) -> int | None:
     """Number of dimensions of ``tensor`` when known, else None."""
     return None if tensor is None or tensor.shape is None else len(tensor.shape)

@@ -1,6 +1,9 @@
-"""Who makes and who reads a tensor of a graph, and which tensors are fixed."""
+"""Who makes and who reads a tensor of a graph, which tensors are fixed, and whose name another name continues."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -8,6 +11,8 @@ from onnx import numpy_helper
 
 from .int4 import int4_codes, is_int4
 from .region import names_read_by_bodies
+
+Value = TypeVar("Value")
 
 
 class Lookup:
@@ -45,3 +50,23 @@ class Lookup:
     def operand(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
         """What ``node`` reads there, where that is a constant; None, too, where it reads nothing."""
         return self.value(node.input[index]) if len(node.input) > index else None
+
+
+def by_longest_name(name: str, known: Mapping[str, Value]) -> Value | None:
+    """What is known under ``name``, or under the longest known name that it continues after an underscore.
+
+    Rewrites name a new node after the one that they make it from, with an ending: ``/MatMul_1_gemm`` is made from
+    ``/MatMul_1``, not from ``/MatMul``, where the model has both.
+
+    Args:
+        name: Of a node or tensor.
+        known: By name.
+
+    Returns:
+        None when no known name fits.
+    """
+    while name:
+        if name in known:
+            return known[name]
+        name = name.rpartition("_")[0]
+    return None

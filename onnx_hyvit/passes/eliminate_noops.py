@@ -31,6 +31,7 @@ from ..graph.edit import (
     only_consumer_of,
     producer_of,
     rank_of,
+    same_shape,
     scalar_of,
     static_shape,
 )
@@ -91,17 +92,11 @@ def _merge_transpose(graph: gs.Graph, node: gs.Node) -> int:
     return 1
 
 
-def _cancels(inner: gs.Node, outer: gs.Node) -> bool:
-    before, after = inner.inputs[0].shape, outer.outputs[0].shape
-    known = before is not None and not any(dim is None or str(dim).startswith("unk__") for dim in before)
-    return known and after is not None and list(before) == list(after)
-
-
 def _merge_reshape(graph: gs.Graph, node: gs.Node) -> int:
     inner, target = producer_of(node.inputs[0]), constant_of(node.inputs[1])
     if inner is None or target is None or inner.op not in SHAPE_ONLY or node.attrs.get("allowzero", 0):
         return 0
-    if only_consumer_of(graph, inner.outputs[0]) is None and not _cancels(inner, node):
+    if only_consumer_of(graph, inner.outputs[0]) is None and not same_shape(inner.inputs[0], node.outputs[0]):
         return 0
     resolved = [int(dim) for dim in target.reshape(-1)]
     for axis, dim in enumerate(resolved):

@@ -7,7 +7,7 @@ After
 Conditions
     1. x has rank 2 (rows of a Gemm) and the Reshape keeps the last axis, so only its leading axes are split;
     2. f is element-wise with one variable operand, or op is a binary node whose Reshapes have the same target and
-       whose operands have the same shape;
+       the same output shape (a row for all samples, [1, T, C], would have to be repeated);
     3. the node's output is no graph output.
 Between two Gemms of a transformer block nothing then remains of the Reshapes that their lowering put in.
 """
@@ -25,6 +25,7 @@ from ..graph.edit import (
     new_variable,
     producer_of,
     rank_of,
+    same_shape,
     take_over_output,
 )
 from ..graph.elementwise import ARITHMETIC, UNARY
@@ -85,10 +86,10 @@ def _row_reshape(tensor: gs.Tensor) -> gs.Node | None:
 
 def _agree(reshapes: list[gs.Node]) -> bool:
     first = reshapes[0]
-    target, shape = ints_of(first, "shape", 1), list(first.inputs[0].shape)
+    target = ints_of(first, "shape", 1)
     return all(
         (other.inputs[1] is first.inputs[1] or (target is not None and ints_of(other, "shape", 1) == target))
-        and (other.inputs[0] is first.inputs[0] or list(other.inputs[0].shape)[1:] == shape[1:])
+        and (other.inputs[0] is first.inputs[0] or same_shape(other.outputs[0], first.outputs[0]))
         for other in reshapes[1:]
     )
 

@@ -1,6 +1,6 @@
 """Choose what makes the int8 model close to the float one: granularity of activations, then block reconstruction."""
 
-from .cache import BlockCache, default_cache_folder, run_key
+from .cache import BlockCache, default_cache_folder, remove_old_runs, run_key
 from .channel_stats import ChannelStats
 from .divergence import Divergence
 from .engine import Reconstructed, reconstruct
@@ -24,5 +24,6 @@ __all__ = [
     "find_layers",
     "give_biases",
     "reconstruct",
+    "remove_old_runs",
     "run_key",
 ]

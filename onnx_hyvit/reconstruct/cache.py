@@ -1,7 +1,7 @@
 """Results of blocks on disk, so that an interrupted reconstruction goes on where it stopped.
 
 A run has a folder named after the hash of all that decides its results; a block is one ``.npz`` in it, without pickle.
-The folder is removed when the run is finished.
+The folder is removed when the run is finished; one of an interrupted run stays, until a later run finds that it is old.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +30,35 @@ from .block import BlockResult
 from .search_ranges import RangeChoice
 
 logger = logging.getLogger(__name__)
+DIGITS = 32
+KEPT_DAYS = 30
+MOST_ENTRIES = 1000
+_RUN = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 
 
 def default_cache_folder() -> Path:
     """``$XDG_CACHE_HOME/onnx_hyvit``, or ``~/.cache/onnx_hyvit``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "onnx_hyvit"
+
+
+def remove_old_runs(folder: Path, days: float = KEPT_DAYS) -> None:
+    """Remove the folders of runs that nobody resumed.
+
+    At most ``MOST_ENTRIES`` entries are looked at. Only folders named as those of runs go, never what a link leads to;
+    what cannot be removed stays.
+
+    Args:
+        folder: Where runs are kept.
+        days: How long ago the last block was kept, or removed, at least.
+    """
+    oldest = time.time() - days * 86400
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, MOST_ENTRIES):
+            with contextlib.suppress(OSError):
+                old = entry.stat(follow_symlinks=False).st_mtime < oldest
+                if old and entry.is_dir(follow_symlinks=False) and _RUN.fullmatch(entry.name):
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def run_key(*parts: bytes | str | Mapping[str, Any]) -> str:
@@ -54,7 +80,7 @@ class BlockCache:
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._folder = folder / key[:32]
+        self._folder = folder / key[:DIGITS]
 
     def load(self, index: int) -> BlockResult | None:
         """Result of block ``index``, None when it is not there or not readable."""

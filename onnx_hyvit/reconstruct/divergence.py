@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -28,13 +28,14 @@ class Divergence:
     squared error relative to the output's size.
     """
 
-    def __init__(self, proto: onnx.ModelProto, loss: LossSpec, batches: Sequence[Feeds], threads: int = 2) -> None:
+    def __init__(self, proto: onnx.ModelProto, loss: LossSpec, batches: Iterable[Feeds], threads: int = 2) -> None:
         """Run the float model once.
 
         Args:
             proto: The float model.
             loss: Says what the outputs are.
-            batches: Feeds; held in memory, as are the outputs.
+            batches: Feeds, the same each time they are iterated, which is once here and once for each model that is
+                judged. The outputs are held in memory, feeds only where this is a list.
             threads: Threads of the sessions.
 
         Attributes:
@@ -43,9 +44,10 @@ class Divergence:
         """
         self._loss, self._batches, self._threads = loss, batches, threads
         self._names = list(dict.fromkeys(head.tensor for head in loss.heads))
-        self.rows = tuple(map(samples_of, batches))
         session = self.session(proto)
-        self.wanted = [session.run(batch, self._names) for batch in batches]
+        runs = [(samples_of(batch), session.run(batch, self._names)) for batch in batches]
+        self.rows = tuple(samples for samples, _ in runs)
+        self.wanted = [outputs for _, outputs in runs]
 
     def session(self, proto: onnx.ModelProto) -> Session:
         """A session of a model that has the tensors which the loss reads; exact in its integer sums."""

@@ -131,7 +131,7 @@ class Sweep:
                 else:
                     known[index] = result
 
-        ahead = 2 * workers.jobs if workers else None
+        ahead = 2 * workers.at_once if workers else None
         position = 0
         for task, found in run_tasks(block_or_error, tasks(), workers, ahead):
             known[task.index] = _result_of(task, found)

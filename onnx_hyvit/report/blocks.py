@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..graph.lookup import by_longest_name
 from .results import Results
 from .values import items, mapping, mappings, number, text
 
@@ -56,12 +57,12 @@ def gather_blocks(results: Results) -> list[BlockFacts]:
     owner = _owners(results.blocks)
     _add_kernels(results, by_name, owner)
     for node, reason in mapping(mapping(results.quantize.get("plan")).get("float_nodes")).items():
-        if (name := _find(node, owner)) is not None:
+        if (name := by_longest_name(node, owner)) is not None:
             by_name[name].reasons[text(reason, "no reason given")] += 1
     _add_errors(results, by_name, owner)
     granularity = mapping(results.quantize.get("granularity"))
     for choice in mappings(granularity.get("per_channel")):
-        if (name := _find(text(choice.get("tensor")), owner)) is not None:
+        if (name := by_longest_name(text(choice.get("tensor")), owner)) is not None:
             by_name[name].choices.append(choice)
     for entry in mappings(mapping(results.quantize.get("reconstruction")).get("blocks")):
         if text(entry.get("name")) in by_name:
@@ -95,15 +96,6 @@ def _owners(blocks: list[dict[str, Any]]) -> dict[str, str]:
     return owner
 
 
-def _find(name: str, owner: dict[str, str]) -> str | None:
-    """The block of a node or tensor, or of the longest known name that it continues after an underscore."""
-    while name:
-        if name in owner:
-            return owner[name]
-        name = name.rpartition("_")[0]
-    return None
-
-
 def _add_kernels(results: Results, by_name: dict[str, BlockFacts], owner: dict[str, str]) -> None:
     known = mapping(results.evidence.get("kernels"))
     for name, facts in by_name.items():
@@ -114,7 +106,7 @@ def _add_kernels(results: Results, by_name: dict[str, BlockFacts], owner: dict[s
     if known or not audit:
         return
     counts = {
-        key: Counter(_find(node, owner) for node in items(audit.get(key)) if isinstance(node, str))
+        key: Counter(by_longest_name(node, owner) for node in items(audit.get(key)) if isinstance(node, str))
         for key in ("int8", "float")
     }
     for name, facts in by_name.items():
@@ -130,7 +122,7 @@ def _add_errors(results: Results, by_name: dict[str, BlockFacts], owner: dict[st
     at_output: dict[str, float] = {}
     for row in mappings(results.compare.get("tensors")):
         tensor, value = text(row.get("name")), number(row.get("sqnr_db"))
-        name = text(row.get("block")) or _find(tensor, owner)
+        name = text(row.get("block")) or by_longest_name(tensor, owner)
         if value is None or name not in by_name:
             continue
         by_name[name].tensors.append(row)

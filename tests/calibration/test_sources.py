@@ -3,7 +3,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from onnx_hyvit.calibration import InputInfo, open_source
+from onnx_hyvit.calibration import FirstSamples, InputInfo, open_source
 from onnx_hyvit.errors import CalibrationError, ConfigError
 
 IMAGE = InputInfo("x", np.dtype("float32"), (None, 3, 4, 5))
@@ -104,6 +104,15 @@ def test_a_subset_is_seeded_and_keeps_its_order(tmp_path, values, form):
 def test_a_reader_gives_its_first_samples(values):
     source = open_source(Reader([{"x": row[None]} for row in values]), [IMAGE], samples=3)
     np.testing.assert_array_equal(samples_of(source)[1], values[:3])
+
+
+def test_a_limit_on_the_batch_of_the_first_samples_counts(values):
+    source = FirstSamples(open_source(values, [IMAGE], batch_size=8), 5)
+    assert len(source) == 8 and [len(ids) for ids, _ in source] == [8]
+    source.limit_batch(2)
+    assert source.batch_size == 2
+    assert len(source) == 6 and [len(ids) for ids, _ in source] == [2, 2, 2]
+    np.testing.assert_array_equal(samples_of(source)[1], values[:6])
 
 
 def test_a_fixed_batch_is_filled_up_and_says_so(values):

@@ -91,3 +91,12 @@ def test_different_targets_do_not_meet() -> None:
         r = Reshape(x, s) q = Reshape(z, t) a = Add(r, q) y = Relu(a) }"""
     model = apply(parse(text, weights=weights), sink_reshapes.PASS, batches=(4,))
     assert ops(model)["Reshape"] == 2
+
+
+@pytest.mark.parametrize(("other", "reshapes"), [("N", 3), ("1", 6), ("M", 6)])
+def test_rows_of_one_sample_do_not_meet_those_of_many(other: str, reshapes: int) -> None:
+    text = f"""agraph (float[N, 5, 8] x, float[{other}, 5, 8] z) => (float[A, 5, 8] y) {{
+        h0 = MatMul(x, w) h = Add(h0, b) k0 = MatMul(z, w) k = Add(k0, b)
+        s = Add(h, k) d = MatMul(s, w2) y = Add(d, b2) }}"""
+    model = apply(parse(text, weights=W), *LOWERING, batches=(1, 2))
+    assert ops(model) == {"Reshape": reshapes, "Gemm": 3, "Add": 1}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import pytest
@@ -41,6 +44,27 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def test_kl_of_every_sample(batches: list[np.ndarray]) -> None:
     p, q = log_softmax(DATA.astype(float)), log_softmax(1.5 * DATA.astype(float))
     assert each("softmax", batches) == pytest.approx((np.exp(p) * (p - q)).sum(1), rel=1e-4)
+
+
+def test_batches_are_read_again_and_not_held() -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = []
+
+    class Stream:
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            for row in DATA:
+                batch = row[None].copy()
+                alive.append(weakref.ref(batch))
+                yield {"x": batch}
+                most.append(sum(reference() is not None for reference in alive))
+
+    spec = LossSpec((Head("y", "y", "softmax", 1, (1, 6), "test"),))
+    streaming = Divergence(scaled(1.0), spec, Stream(), threads=1)
+    streamed = streaming.each(streaming.session(scaled(1.5)))
+    assert len(most) == 20 and max(most) <= 2, "one batch at a time"
+    holding = Divergence(scaled(1.0), spec, list(Stream()), threads=1)
+    np.testing.assert_array_equal(streamed, holding.each(holding.session(scaled(1.5))))
+    assert streaming.rows == holding.rows == (1,) * 10
 
 
 def test_squared_error_is_relative_to_the_batch() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pieces import ClusterExecutor
 from reconstruct_cases import DATA, graph, prepared_for
 
 import onnx_hyvit
@@ -23,7 +24,7 @@ from onnx_hyvit.reconstruct.sweep import Sweep
 from onnx_hyvit.reconstruct.trial import make_trial
 from onnx_hyvit.request import open_calibration
 from onnx_hyvit.runtime import make_session, observe_shapes
-from onnx_hyvit.tasks import local_processes
+from onnx_hyvit.tasks import Workers, local_processes, run_tasks
 
 
 def finished(model, plan, qparams, parameters=None):
@@ -187,3 +188,18 @@ def test_parallel_blocks_are_those_of_one_process(ready, rounding, jobs):
     files = [finished(prepared.model, plan, found.qparams, found.parameters) for found in (alone, shared)]
     assert files[0].SerializeToString(deterministic=True) == files[1].SerializeToString(deterministic=True)
     assert shared.to_dict() == alone.to_dict()
+
+
+def test_blocks_are_handed_out_to_all_workers_of_a_cluster(ready, monkeypatch):
+    prepared, plan, qparams, source, _ = ready
+    handed = []
+
+    def watched(function, tasks, workers, ahead):
+        handed.append(ahead)
+        return run_tasks(function, tasks, None)
+
+    monkeypatch.setattr("onnx_hyvit.reconstruct.sweep.run_tasks", watched)
+    settings = replace(SCALES_ONLY, sequential=False)
+    workers = Workers(ClusterExecutor({"a": 1, "b": 1, "c": 1}))
+    reconstruct(prepared.model, plan, qparams, prepared.shapes, source, settings, threads=1, workers=workers)
+    assert handed == [6], "one that runs and one that waits for each"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import Executor
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def square(number: int) -> int:
@@ -38,6 +40,13 @@ class DeadlyFeeds(list):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
+
+
+class ClusterExecutor(Executor):
+    """As dask's: its client knows the workers and the threads of each."""
+
+    def __init__(self, threads: dict[str, int]) -> None:
+        self._client = SimpleNamespace(nthreads=lambda: threads)
 
 
 def wait_long(folder: Path) -> None:

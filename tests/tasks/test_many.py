@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -21,7 +22,8 @@ from pieces import DeadlyFeeds
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, OutputError, QuantConfig, quantize_many
 from onnx_hyvit.config import parse_bytes
-from onnx_hyvit.many import ModelResult, _share
+from onnx_hyvit.many import ModelResult, _logged, _share
+from onnx_hyvit.tasks import Workers
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 CONFIG = QuantConfig(recipe="minmax", verify=False, samples=4, batch_size=2, threads=2)
@@ -112,6 +114,14 @@ def test_dask_makes_the_same_files(models: list[Path], expected: dict[str, bytes
     with dask_executor(cluster) as executor:
         results = quantize_many(models, tmp_path, calibration=IMAGES, config=CONFIG, executor=executor)
         assert written(results) == expected
+
+
+@pytest.mark.dask
+def test_the_workers_of_a_cluster_are_counted(cluster) -> None:
+    from onnx_hyvit.tasks import dask_executor
+
+    with dask_executor(cluster) as executor:
+        assert Workers(executor).at_once == 2
 
 
 @pytest.mark.dask
@@ -258,3 +268,38 @@ def test_threads_and_memory_are_divided_among_the_jobs() -> None:
     shared = _share(QuantConfig(threads=8, max_memory="512M"), 4)  # type: ignore[arg-type]
     assert (shared.threads, shared.max_memory) == (2, parse_bytes("128M"))
     assert _share(QuantConfig(threads=8), 4).max_memory is None
+
+
+def test_the_logger_is_as_before_after_threads_that_overlap() -> None:
+    """As in a thread pool: the one that began first ends first."""
+    logger = logging.getLogger("onnx_hyvit")
+    inner = logging.getLogger("onnx_hyvit.tasks")
+    before = logger.level, logger.propagate, list(logger.handlers), inner.isEnabledFor(logging.WARNING)
+    begun, ended = threading.Event(), threading.Event()
+    found: list[list[tuple[str, int, str]]] = []
+
+    def first() -> None:
+        with _logged(logging.ERROR) as records:
+            begun.wait(60)
+            inner.warning("too little")
+            inner.error("of the first")
+        ended.set()
+        found.append(records)
+
+    thread = threading.Thread(target=first)
+    try:
+        thread.start()
+        wait_for(lambda: not logger.propagate)
+        with _logged(logging.WARNING) as records:
+            begun.set()
+            assert ended.wait(60)
+            assert not logger.propagate, "still silent for the second"
+            inner.warning("of the second")
+        thread.join()
+        after = logger.level, logger.propagate, list(logger.handlers), inner.isEnabledFor(logging.WARNING)
+        assert after == before
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+    assert records == [("onnx_hyvit.tasks", logging.WARNING, "of the second")]
+    assert found == [[("onnx_hyvit.tasks", logging.ERROR, "of the first")]]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pieces import end_always, end_once, square
+from pieces import ClusterExecutor, end_always, end_once, square
 
 from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.tasks import Lost, Workers, dask_executor, local_processes, run_tasks, threads_each
@@ -115,6 +115,17 @@ def test_a_bad_number_of_jobs_is_named(jobs: int) -> None:
 def test_what_is_no_executor_is_named() -> None:
     with pytest.raises(ConfigError, match=r"must be a concurrent\.futures\.Executor, found str"):
         Workers("tcp://host", 2)  # type: ignore[arg-type]
+
+
+def test_a_cluster_runs_as_many_tasks_as_it_has_workers() -> None:
+    assert [Workers(ClusterExecutor(threads)).at_once for threads in ({}, {"a": 4}, {"a": 1, "b": 1, "c": 2})] == [
+        1,
+        1,
+        3,
+    ]
+    assert Workers(ClusterExecutor({"a": 4}), jobs=2).at_once == 2
+    with local_processes(2) as workers:
+        assert workers.at_once == 2
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

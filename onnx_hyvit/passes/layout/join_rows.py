@@ -26,6 +26,7 @@ from ...graph.edit import (
     only_consumer_of,
     producer_of,
     rank_of,
+    same_shape,
     take_over_output,
 )
 from ...graph.elementwise import ARITHMETIC
@@ -54,7 +55,7 @@ def _join(graph: gs.Graph, node: gs.Node) -> int:
     if position is None or is_graph_output(graph, output) or not any(user.op in GOES_ON for user in output.outputs):
         return 0
     reshape, other = reshapes[position], node.inputs[1 - position]
-    if reshape is None or constant_of(other) is not None or not _alike(other, node.inputs[position]):
+    if reshape is None or constant_of(other) is not None or not same_shape(other, node.inputs[position]):
         return 0
     rows, columns = reshape.inputs[0], dim_of(reshape.inputs[0], 1)
     flat = new_variable(graph, f"{node.name}_other_rows", other.dtype, list(rows.shape))
@@ -76,10 +77,6 @@ def _from_rows(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
     if target is None or last is None or dim_of(tensor, -1) != last or (target == 0).any():
         return None
     return node if only_consumer_of(graph, tensor) is not None else None
-
-
-def _alike(a: gs.Tensor, b: gs.Tensor) -> bool:
-    return a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape)
 
 
 PASS = GraphPass("join_rows", apply)
