@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import onnx
@@ -14,6 +15,7 @@ _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.Tens
 _THROUGH = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _NORMS = frozenset({"LpNormalization", "BatchNormalization", "LayerNormalization", "InstanceNormalization"})
 _EMBEDDING_NAMES = ("embed", "feat", "vector", "descriptor")
+_NUMBERS = re.compile(r"(?:^|[^a-z])(?:b?box|landmark|keypoint|coord|offset|pose|depth)")
 
 
 def choose_loss(
@@ -28,7 +30,8 @@ def choose_loss(
 
     Returns:
         Softmax where a Softmax, LogSoftmax or ArgMax ends the model or ``[B, classes]`` implies one, bernoulli where a
-        Sigmoid ends it, cosine for ``[B, features]`` that end in a normalisation or are named so, else squared error.
+        Sigmoid ends it, cosine for ``[B, features]`` that end in a normalisation or are named so, else squared error, as for outputs
+        named after boxes, landmarks and the like.
 
     Raises:
         ConfigError: A kind is unknown, or the model has no such output.
@@ -104,6 +107,8 @@ def _guess(
 ) -> tuple[str, str]:
     if "logit" in name.lower() and len(shape) > 1:
         return ("segmentation" if len(shape) == 4 else "sequence"), "named logits"
+    if _NUMBERS.search(name.lower()):
+        return "regression", f"named {name!r}"
     if len(shape) != 2 or shape[1] < 2:
         return "regression", f"shape {list(shape)} implies no classes"
     if any(word in name.lower() for word in _EMBEDDING_NAMES):

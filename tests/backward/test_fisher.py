@@ -187,6 +187,8 @@ def test_disconnected_targets_weigh_nothing(observe_model) -> None:
         ("l = Gemm(f, w2) y = LpNormalization(l)", f"float[B,{CLASSES}] y", "embedding", "y"),
         ("l = Gemm(f, w2) d = ReduceL2<keepdims=1>(l) y = Div(l, d)", f"float[B,{CLASSES}] y", "embedding", "y"),
         ("features = Gemm(f, w2)", f"float[B,{CLASSES}] features", "embedding", "features"),
+        ("pred_boxes = Gemm(f, w2)", f"float[B,{CLASSES}] pred_boxes", "regression", "pred_boxes"),
+        ("transpose_0 = Gemm(f, w2)", f"float[B,{CLASSES}] transpose_0", "softmax", "transpose_0"),
         ("y = Tanh(m)", "float[B,4,5,5] y", "regression", "y"),
         ("logits = Tanh(m)", "float[B,4,5,5] logits", "softmax", "logits"),
     ],
