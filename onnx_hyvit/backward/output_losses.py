@@ -30,8 +30,8 @@ def choose_loss(
 
     Returns:
         Softmax where a Softmax, LogSoftmax or ArgMax ends the model or ``[B, classes]`` implies one, bernoulli where a
-        Sigmoid ends it, cosine for ``[B, features]`` that end in a normalisation or are named so, else squared error, as for outputs
-        named after boxes, landmarks and the like.
+        Sigmoid ends it, cosine for ``[B, features]`` that end in a normalisation or are named so, else squared error;
+        the same for outputs named after boxes, landmarks and the like.
 
     Raises:
         ConfigError: A kind is unknown, or the model has no such output.
