@@ -30,7 +30,16 @@ def test_mean_over_models_and_spread_over_draws() -> None:
     cells = [_cell(seed, model, top1=top1) for (seed, model), top1 in drops.items()]
     table = recipe_tables.recipes_table({"calibration_images": 32, "cells": cells})
     assert _row(table, "q-hyvit") == ["3.00 ± 1.00, 98.00 %"]
-    assert "2 models (`a`, `b`) and 2 draws of 32 calibration images; 1000 test images" in table
+    assert "models `a`, `b`; draws of 32 calibration images: one, or where a spread is given 2; 1000 test" in table
+
+
+def test_fewer_images_are_told_in_the_cell() -> None:
+    cells = [_cell(0, "a"), _cell(0, "a", "minmax", images=200), _cell(1, "a", "minmax")]
+    table = recipe_tables.recipes_table({"calibration_images": 32, "cells": cells})
+    assert _row(table, "q-hyvit") == ["1.00, 98.00 %"]
+    assert _row(table, "minmax") == ["1.00 ± 0.00, 98.00 % [200]"]
+    assert "1000 test images (of one model, an agreement of 98 % is known to ±0.89)" in table
+    assert "where a number stands in brackets, as many (±2.12)." in table
 
 
 def test_files_without_fused_kernels_have_a_column_of_their_own() -> None:

@@ -31,7 +31,7 @@ def recipes_table(results: Mapping[str, Any]) -> str:
 
     A width at which files were run without fused kernels as well has a second column for that.
     """
-    cells_of = _grouped(results["cells"])
+    cells_of, most = _grouped(results["cells"]), _images_of(results["cells"])[0]
     columns = []
     for width in BITS:
         cells = [cell for key, group in cells_of.items() if key[1] == width for cell in group]
@@ -42,14 +42,14 @@ def recipes_table(results: Mapping[str, Any]) -> str:
         row = []
         for width, unfused in columns:
             group = cells_of.get((name, width), [])
-            row.append(_cell(_unfused(group) if unfused else group))
+            row.append(_cell(_unfused(group) if unfused else group, most))
         lines.append(f"| `{name}` | " + " | ".join(row) + " |")
     return "\n".join([_describe(results), "", *lines])
 
 
 def ablation_table(results: Mapping[str, Any]) -> str:
     """Drop and agreement of each step, of all models and of ``DETAIL``, and what was measured."""
-    cells = results["cells"]
+    cells, most = results["cells"], _images_of(results["cells"])[0]
     bits = [width for width in BITS if any(cell["bits"] == width for cell in cells)]
     heads = [f"{width}: drop, agrees | of `{DETAIL}`" for width in bits]
     lines = ["| parts, each with those above | " + " | ".join(heads) + " |", "|---|" + "---:|---:|" * len(bits)]
@@ -57,7 +57,7 @@ def ablation_table(results: Mapping[str, Any]) -> str:
         row = []
         for width in bits:
             chosen = [cell for cell in cells if (cell["recipe"], cell["bits"]) == (step, width)]
-            row += [_cell(chosen), _cell([cell for cell in chosen if cell["model"] == DETAIL])]
+            row += [_cell(chosen, most), _cell([cell for cell in chosen if cell["model"] == DETAIL], most)]
         lines.append(f"| {words} | " + " | ".join(row) + " |")
     return "\n".join([_describe(results), "", *lines])
 
@@ -69,7 +69,8 @@ def _grouped(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Cells]
     return found
 
 
-def _cell(cells: Cells) -> str:
+def _cell(cells: Cells, most: int) -> str:
+    """Drop and agreement of a group of cells; ``most`` is the number of images that needs no mention."""
     failed = sorted({cell["model"] for cell in cells if "failed" in cell})
     cells = [cell for cell in cells if "failed" not in cell]
     if not cells:
@@ -79,41 +80,36 @@ def _cell(cells: Cells) -> str:
     seeds = sorted({cell["seed"] for cell in cells})
     means = [drops[[cell["seed"] == seed for cell in cells]].mean() for seed in seeds]
     spread = f" ± {np.std(means):.2f}" if len(seeds) > 1 else ""
+    images = "" if _images_of(cells)[-1] == most else f" [{_images_of(cells)[-1]}]"
     note = f" (without {len(failed)}: no usable file)" if failed else ""
-    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{note}"
+    return f"{drops.mean():.2f}{spread}, {agreement:.2f} %{images}{note}"
 
 
 def _describe(results: Mapping[str, Any]) -> str:
-    """One line: what was measured."""
-    models = sorted({cell["model"] for cell in results["cells"]})
-    draws = Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"])
-    least, most = min(draws.values()), max(draws.values())
-    listed = ", ".join(f"`{name}`" for name in models)
-    count = f"{f'{least} to ' * (least < most)}{most} draw{'s' * (most > 1)}"
+    """One line: what was measured, and how well an agreement is known from so many images."""
+    models = ", ".join(f"`{name}`" for name in sorted({cell["model"] for cell in results["cells"]}))
+    most, *fewer = _images_of(results["cells"])
+    other = f"; where a number stands in brackets, as many ({_known(fewer)})" if fewer else ""
     return (
-        f"Mean over {len(models)} models ({listed}) and {count} of {results['calibration_images']} calibration images; "
-        f"{_describe_images(results['cells'])}."
+        f"Mean over the models {models}; draws of {results['calibration_images']} calibration images: one, or where a "
+        f"spread is given {_most_draws(results['cells'])}; {most} test images (of one model, an agreement of 98 % is "
+        f"known to {_known([most])}){other}."
     )
 
 
-def _describe_images(cells: Cells) -> str:
-    """How many test images classified, and how well an agreement is known from so many."""
-    widths: dict[tuple[str, int], set[str]] = {}
-    for cell in cells:
-        if "images" in cell:
-            widths.setdefault((cell["recipe"], cell["images"]), set()).add(cell["bits"])
-    counts = sorted({images for _, images in widths}, reverse=True)
-    parts = []
-    for images in counts:
-        half = wilson(images * 98 // 100, images)
-        names = []
-        for name in sorted({recipe for recipe, used in widths if used == images}):
-            several = sum(recipe == name for recipe, _ in widths) > 1
-            names.append(f"`{name}`" + f" {' '.join(sorted(widths[name, images], key=BITS.index))}" * several)
-        whose = "" if len(counts) == 1 else f" for {', '.join(names)}"
-        known = 50 * (half.high - half.low)
-        parts.append(f"{images} test images{whose} (of one model, an agreement of 98 % is known to ±{known:.2f})")
-    return "; ".join(parts)
+def _most_draws(cells: Cells) -> int:
+    return max(Counter((cell["model"], cell["bits"], cell["recipe"]) for cell in cells).values())
+
+
+def _images_of(cells: Cells) -> list[int]:
+    """How many test images were classified, the most first."""
+    return sorted({cell["images"] for cell in cells if "images" in cell}, reverse=True)
+
+
+def _known(counts: Iterable[int]) -> str:
+    """Half of the interval around an agreement of 98 % of so many images."""
+    intervals = [wilson(images * 98 // 100, images) for images in counts]
+    return ", ".join(f"±{50 * (interval.high - interval.low):.2f}" for interval in intervals)
 
 
 def _unfused(cells: Cells) -> Cells:
