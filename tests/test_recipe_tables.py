@@ -30,7 +30,7 @@ def test_mean_over_models_and_spread_over_draws() -> None:
     cells = [_cell(seed, model, top1=top1) for (seed, model), top1 in drops.items()]
     table = recipe_tables.recipes_table({"calibration_images": 32, "cells": cells})
     assert _row(table, "q-hyvit") == ["3.00 ± 1.00, 98.00 %"]
-    assert "models `a`, `b`; draws of 32 calibration images: one, or where a spread is given 2; 1000 test" in table
+    assert "models `a`, `b`; one draw of 32 calibration images, 2 where a spread is given; 1000 test" in table
 
 
 def test_fewer_images_are_told_in_the_cell() -> None:

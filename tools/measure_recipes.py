@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_tables import BITS, ablation_table, recipes_table
+from recipe_tables import BITS, PEERS, ablation_table, recipes_table
 from zoo.datasets import DataError, Images, load_images, to_input
 from zoo.index import read_index
 from zoo.readme import replace_between
@@ -40,7 +40,6 @@ from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
 PEER_SCRIPTS = Path(__file__).parent / "speed" / "peers"
-PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")
 
 
 def ablation() -> list[Recipe]:

@@ -10,6 +10,7 @@ import numpy as np
 from zoo.scoring import wilson
 
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")  # other tools, 8 bits only
 DETAIL = "cifar_mobilevit_xxs"  # the model that the ablation shows by itself, too
 STEPS = {
     "1 minmax": "min-max",
@@ -29,7 +30,7 @@ Cells = list[Mapping[str, Any]]
 def recipes_table(results: Mapping[str, Any]) -> str:
     """Mean drop of top-1 and mean agreement over models and seeds, spread over seeds, and what was measured.
 
-    A width at which files were run without fused kernels as well has a second column for that.
+    A width at which files were run without fused kernels as well has a second column for that. Other tools come last.
     """
     cells_of, most = _grouped(results["cells"]), _images_of(results["cells"])[0]
     columns = []
@@ -38,7 +39,7 @@ def recipes_table(results: Mapping[str, Any]) -> str:
         columns += [(width, False)] * bool(cells) + [(width, True)] * any("unfused_top1" in cell for cell in cells)
     heads = [f"{width}{', not fused' * unfused}: drop, agrees" for width, unfused in columns]
     lines = ["| recipe | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(columns)]
-    for name in dict.fromkeys(key[0] for key in cells_of):
+    for name in sorted(dict.fromkeys(key[0] for key in cells_of), key=PEERS.__contains__):
         row = []
         for width, unfused in columns:
             group = cells_of.get((name, width), [])
@@ -90,10 +91,11 @@ def _describe(results: Mapping[str, Any]) -> str:
     models = ", ".join(f"`{name}`" for name in sorted({cell["model"] for cell in results["cells"]}))
     most, *fewer = _images_of(results["cells"])
     other = f"; where a number stands in brackets, as many ({_known(fewer)})" if fewer else ""
+    draws = _most_draws(results["cells"])
+    several = f", {draws} where a spread is given" if draws > 1 else ""
     return (
-        f"Mean over the models {models}; draws of {results['calibration_images']} calibration images: one, or where a "
-        f"spread is given {_most_draws(results['cells'])}; {most} test images (of one model, an agreement of 98 % is "
-        f"known to {_known([most])}){other}."
+        f"Mean over the models {models}; one draw of {results['calibration_images']} calibration images{several}; {most} "
+        f"test images (of one model, an agreement of 98 % is known to {_known([most])}){other}."
     )
 
 
