@@ -94,8 +94,8 @@ def _describe(results: Mapping[str, Any]) -> str:
     draws = _most_draws(results["cells"])
     several = f", {draws} where a spread is given" if draws > 1 else ""
     return (
-        f"Mean over the models {models}; one draw of {results['calibration_images']} calibration images{several}; {most} "
-        f"test images (of one model, an agreement of 98 % is known to {_known([most])}){other}."
+        f"Mean over the models {models}; one draw of {results['calibration_images']} calibration images{several}; "
+        f"{most} test images (of one model, an agreement of 98 % is known to {_known([most])}){other}."
     )
 
 
