@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -26,6 +27,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 CONNECT_SECONDS = 10
 MAX_JOBS = 256
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,24 @@ def local_processes(jobs: int) -> Iterator[Workers]:
 
 
 class _Processes(ProcessPoolExecutor):
-    """Processes that Ctrl-C does not reach: they start while it is held back, and it stays so in them."""
+    """Processes that Ctrl-C does not reach: they start while it is held back, and it stays so in them.
+
+    Before Python 3.11.5 a pool waits for ever where a process ends while a task is on its way to it: the thread that
+    writes the task into the pipe is waited for, and nobody reads there any more (python/cpython issue 94777). Here the
+    reading end is closed then, so that the writer gives up.
+    """
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if not wait or sys.version_info >= (3, 11, 5):
+            super().shutdown(wait, cancel_futures=cancel_futures)
+            return
+        inner: Any = self  # none of what follows is public
+        tasks, keeper = inner._call_queue, inner._executor_manager_thread
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        while keeper is not None and keeper.is_alive():
+            keeper.join(POLL_SECONDS)
+            if inner._broken:
+                tasks._reader.close()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with _interrupts_held():

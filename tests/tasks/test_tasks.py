@@ -59,6 +59,29 @@ def test_a_task_that_ends_every_worker_does_not_take_others_with_it() -> None:
     assert found == {"a": "a", "b": "b", "c": "c"}
 
 
+CROWDED = """
+import sys
+from pathlib import Path
+from onnx_hyvit.tasks import local_processes, run_tasks
+from pieces import end_once_late
+
+if __name__ == "__main__":
+    tasks = [(Path(sys.argv[1]), bytes([number]) * (4 << 20)) for number in range(4)]
+    with local_processes(1) as workers:
+        found = dict(run_tasks(end_once_late, tasks, workers))
+    assert list(found.values()) == [4 << 20] * 4
+"""
+
+
+def test_a_worker_that_is_killed_while_large_tasks_are_on_their_way_to_it(tmp_path: Path) -> None:
+    script = tmp_path / "crowded.py"
+    script.write_text(CROWDED)
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=120)
+    assert (tmp_path / "killed").exists()
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
