@@ -121,7 +121,7 @@ def _quantize(
         check_output(output, model)
     loaded, float_bytes = load_for(model, config), model_bytes(model)
     check_node_names(loaded, config.float_nodes)
-    check_losses(model_to_proto(loaded), config.losses)
+    check_losses([tensor.name for tensor in loaded.graph.outputs], config.losses)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)
     request = Request(source, recipe, target, config, truth, workers, chosen)
     if recipe.reconstruction and config.cache:

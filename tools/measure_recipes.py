@@ -39,6 +39,7 @@ from onnx_hyvit.recipes import FOLDS, RECIPES, SCALES_ONLY, Recipe, Reconstructi
 from onnx_hyvit.runtime.session import EXACT_SUMS
 
 MODELS = Path(__file__).parent.parent / "models"
+PLACE = ("seed", "model", "bits", "recipe")
 PEER_SCRIPTS = Path(__file__).parent / "speed" / "peers"
 
 
@@ -198,7 +199,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
     current = {name: entry["sha256"] for name, entry in index.items()}
     results["cells"] = [cell for cell in results["cells"] if cell["sha256"] == current.get(cell["model"])]
-    done = {(cell["seed"], cell["model"], cell["bits"], cell["recipe"]) for cell in results["cells"]}
+    done = {place_of(cell) for cell in results["cells"]}
     exact: dict[str, np.ndarray] = {}
     for cell in cells(arguments, names):
         if cell in done:
@@ -214,7 +215,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if cell[3] not in PEERS:
                 raise
             text = f"failed: {' '.join(str(error).split())[-160:]}"
-            found = dict(zip(("seed", "model", "bits", "recipe"), cell, strict=True))
+            found = dict(zip(PLACE, cell, strict=True))
             found |= {"sha256": entry["sha256"], "failed": text}
         results["cells"].append(found)
         write(arguments.json, results)
@@ -222,21 +223,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def place_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a measured cell from the others, in the order of ``PLACE``."""
+    return tuple(cell[key] for key in PLACE)
+
+
 def join(results: dict[str, Any], others: Iterable[Path]) -> dict[str, Any]:
     """Put the cells of other files of results in; of two of the same cell the one of more images and sessions stays."""
-
-    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(cell[key] for key in ("seed", "model", "bits", "recipe"))
 
     def size(cell: Mapping[str, Any]) -> tuple[int, bool]:
         return cell.get("images", 0), "unfused_top1" in cell
 
-    cells = {place(cell): cell for cell in results["cells"]}
+    cells = {place_of(cell): cell for cell in results["cells"]}
     for path in others:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            there = cells.get(place(cell))
+            there = cells.get(place_of(cell))
             if there is None or size(cell) >= size(there):
-                cells[place(cell)] = cell
+                cells[place_of(cell)] = cell
     return {**results, "cells": list(cells.values())}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -38,7 +38,7 @@ def choose_loss(
         ModelError: No output is differentiable.
     """
     kinds = kinds or {}
-    check_losses(proto, kinds)
+    check_losses([info.name for info in proto.graph.output], kinds)
     rest = kinds.get("", "auto")
     producers = {name: node for node in proto.graph.node for name in node.output}
     heads = [_head(info, producers, shapes, kinds.get(info.name, rest)) for info in proto.graph.output]
@@ -49,13 +49,16 @@ def choose_loss(
     return LossSpec(tuple(head for head in found if unique[head.tensor] is head))
 
 
-def check_losses(proto: onnx.ModelProto, kinds: Mapping[str, str]) -> None:
+def check_losses(outputs: Sequence[str], kinds: Mapping[str, str]) -> None:
     """Refuse losses that are unknown, and those of outputs that the model does not have.
+
+    Args:
+        outputs: Names of the model's outputs.
+        kinds: As for ``choose_loss``.
 
     Raises:
         ConfigError: Names the first of them.
     """
-    outputs = [info.name for info in proto.graph.output]
     for name, kind in kinds.items():
         if kind not in LOSSES:
             raise ConfigError(f"unknown loss {kind!r}; expected one of {', '.join(LOSSES)}")
