@@ -183,7 +183,10 @@ def _granularity(out: Console, found: dict[str, Any] | None) -> None:
     if found is None or not found["sites"]:
         return
     chosen = found["per_channel"]
-    takers = _counted(choice["fold"] + (" with shift" if choice["shift"] else "") for choice in chosen)
+    takers = _counted(
+        choice["fold"] + " with shift" * choice["shift"] + " by head" * (choice["granularity"] == "head")
+        for choice in chosen
+    )
     cost = f", at the cost of {found['added_nodes']} nodes in float" if found["added_nodes"] else ""
     out.print(
         f"  {len(chosen)} of {found['sites']} activations have a scale per channel, folded exactly"

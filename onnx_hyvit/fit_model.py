@@ -25,7 +25,9 @@ from .precision import NARROW_BITS
 from .prepared import Prepared, kept_float, observe_renamed
 from .reconstruct import (
     BlockCache,
+    Codes,
     Granularity,
+    Measure,
     choose_granularity,
     default_cache_folder,
     give_biases,
@@ -201,11 +203,21 @@ def _with_gains(
         request.source,
         rule=recipe.gain_rule,
         folds=recipe.folds if config.activation_bits < FOLDS_BELOW else frozenset(),
+        measure=_measure(prepared, request),
         threads=config.threads,
         max_memory=config.max_memory // 2 if config.max_memory else None,
         progress=progress,
     )
     return replace(prepared, shapes=observe_renamed(prepared.model, powers, prepared.inputs)), granularity
+
+
+def _measure(prepared: Prepared, request: Request) -> Measure | None:
+    """How granularity is measured; None where the recipe leaves it to the closed form."""
+    recipe, config = request.recipe, request.config
+    if not recipe.measure_gains or recipe.reconstruction is None:
+        return None
+    codes = Codes(recipe.ranges, recipe.weights)
+    return Measure(prepared.shapes, codes, recipe.reconstruction, config.losses, config.seed)
 
 
 def _block_cache(model: Model, plan: Plan, request: Request) -> BlockCache:

@@ -11,6 +11,7 @@ from typing import Literal, cast, get_args
 from .errors import ConfigError
 from .numerics.log_codes import LINE, POLYNOMIAL, LogCodes
 from .numerics.ranges import RangeMethod
+from .numerics.weights import WeightMethod
 
 GainRule = Literal["search", "layer-norm", "smooth"]
 Weighting = Literal["mse", "fisher", "cosine", "auto"]
@@ -83,6 +84,8 @@ class Recipe:
             through nodes that move channels (``norm``), of values of attentions (``values``), behind layers
             (``rows``), of queries against keys (``logits``); with all of them, a ``shift`` per channel. Tried where
             activations have fewer than 8 bits.
+        measure_gains: Choose among the best gains by the error at the outputs of the blocks that they touch, instead of
+            by the closed form of the layers' error; the metric is that of ``reconstruction``.
         softmax: In mode full, logarithmic codes of softmax outputs, emulated; None gives them uniform codes.
         norm_channels: In mode full, inputs of LayerNormalization have power-of-two factors per channel.
         precision: Take nodes back to float where that is worth its time.
@@ -92,10 +95,11 @@ class Recipe:
     name: str
     summary: str
     ranges: RangeMethod = field(default_factory=RangeMethod)
-    weights: Literal["minmax", "mse"] = "minmax"
+    weights: WeightMethod = "minmax"
     gains: bool = False
     gain_rule: GainRule = "search"
     folds: frozenset[Fold] = FOLDS
+    measure_gains: bool = False
     softmax: LogCodes | None = None
     norm_channels: bool = False
     precision: bool = False
@@ -106,6 +110,8 @@ class Recipe:
             raise ConfigError(f"recipe {self.name!r}: no fold {min(unknown)!r}; expected {', '.join(get_args(Fold))}")
         if self.reconstruction is not None and (self.softmax is not None or self.norm_channels):
             raise ConfigError(f"recipe {self.name!r}: reconstruction knows uniform codes of one scale per tensor only")
+        if self.measure_gains and (self.reconstruction is None or not self.gains or self.gain_rule != "search"):
+            raise ConfigError(f"recipe {self.name!r}: measure_gains needs gains by the rule search, and reconstruction")
 
 
 SCALES_ONLY = Reconstruction(rounding=None, ridge=False, correct_bias=False, confirm=False)
@@ -173,6 +179,7 @@ RECIPES = {
             "mse",
             gains=True,
             folds=frozenset(),
+            measure_gains=True,
             reconstruction=replace(TAKE_TURNS, metric="fisher", try_symmetric=True),
         ),
         Recipe(

@@ -71,14 +71,14 @@ def test_it_says_what_became_of_the_residual_stream() -> None:
 def test_it_says_which_activations_have_a_scale_per_channel() -> None:
     text, nothing = io.StringIO(), io.StringIO()
     choices = [
-        {"fold": "affine", "shift": True},
-        {"fold": "affine", "shift": True},
-        {"fold": "weights", "shift": False},
+        {"fold": "affine", "shift": True, "granularity": "channel"},
+        {"fold": "affine", "shift": True, "granularity": "channel"},
+        {"fold": "attention", "shift": False, "granularity": "head"},
     ]
     found = {"sites": 7, "per_channel": choices, "added_nodes": 2}
     display_quantized._granularity(Console(file=text, width=200), found)
     assert "3 of 7 activations have a scale per channel" in text.getvalue()
-    assert "(2 affine with shift, 1 weights), at the cost of 2 nodes in float" in text.getvalue()
+    assert "(2 affine with shift, 1 attention by head), at the cost of 2 nodes in float" in text.getvalue()
     for silent in (None, {"sites": 0, "per_channel": [], "added_nodes": 0}):
         display_quantized._granularity(Console(file=nothing, width=200), silent)
     assert not nothing.getvalue()

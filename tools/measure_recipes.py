@@ -52,7 +52,8 @@ def ablation() -> list[Recipe]:
         },
         "3 + granularity, folded": {"gains": True},
         "3b + folds through moves": {"folds": FOLDS},
-        "4 + scheme": {"reconstruction": replace(SCALES_ONLY, try_symmetric=True)},
+        "3c granularity by measured error": {"measure_gains": True},
+        "4 + scheme": {"measure_gains": False, "reconstruction": replace(SCALES_ONLY, try_symmetric=True)},
         "5 - scheme + weight rounding": {
             "reconstruction": Reconstruction(ridge=False, correct_bias=False, refit=False)
         },

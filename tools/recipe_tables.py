@@ -17,6 +17,7 @@ STEPS = {
     "2 + searched scales": "searched scales",
     "3 + granularity, folded": "granularity, folded between neighbours",
     "3b + folds through moves": "folds behind LayerNorm and of attention's values, with shifts (below 8 bits only)",
+    "3c granularity by measured error": "granularity by the block's measured error; taken out again",
     "4 + scheme": "scheme (symmetric tried as well); taken out again",
     "5 - scheme + weight rounding": "weight rounding (GPTQ)",
     "6 + bias correction": "bias correction",

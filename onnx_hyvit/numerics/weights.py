@@ -11,12 +11,13 @@ from ..errors import ConfigError
 from .affine import QParams, QuantSpec, fake_quantize, qparams_from_range, quantize
 from .ranges import extremes
 
+WeightMethod = Literal["minmax", "mse"]
 WEIGHT_SPEC = QuantSpec(bits=8, signed=True, symmetric=True, axis=0, narrow=True)
 BIAS_LIMIT = 2**30  # half of int32: the sum of products needs room as well
 
 
 def weight_qparams(
-    weight: np.ndarray, spec: QuantSpec = WEIGHT_SPEC, method: Literal["minmax", "mse"] = "minmax", steps: int = 50
+    weight: np.ndarray, spec: QuantSpec = WEIGHT_SPEC, method: WeightMethod = "minmax", steps: int = 50
 ) -> QParams:
     """Scale and zero point of a weight.
 
@@ -127,7 +128,7 @@ def quantize_bias(bias: np.ndarray, input_scale: np.ndarray, weight_scale: np.nd
 
 
 def quantize_weight(
-    weight: np.ndarray, spec: QuantSpec = WEIGHT_SPEC, method: Literal["minmax", "mse"] = "minmax"
+    weight: np.ndarray, spec: QuantSpec = WEIGHT_SPEC, method: WeightMethod = "minmax"
 ) -> tuple[np.ndarray, QParams]:
     """Codes of ``weight`` in the container dtype, and their qparams; see ``weight_qparams``."""
     qparams = weight_qparams(weight, spec, method)

@@ -8,13 +8,17 @@ from .gain_sites import GainSite, find_gain_sites
 from .gains import apply_gains, choose_gains
 from .granularity import Granularity, choose_granularity
 from .layers import find_layers, give_biases
+from .option_values import Codes
+from .search_granularity import Measure
 
 __all__ = [
     "BlockCache",
     "ChannelStats",
+    "Codes",
     "Divergence",
     "GainSite",
     "Granularity",
+    "Measure",
     "Reconstructed",
     "apply_gains",
     "choose_gains",

@@ -126,7 +126,7 @@ def reconstruct(
     """
     proto = reference or model_to_proto(model)
     blocks = _blocks(model, shapes, structure)
-    batches = _batches_that_fit(source, blocks, shapes, max_memory)
+    batches = batches_that_fit(source, blocks, shapes, max_memory)
     loss = choose_loss(proto, shapes, losses)
     judge = Divergence(proto, loss, batches, threads)
     metrics = metrics_of(settings)
@@ -223,7 +223,7 @@ def _divergences(judge: Divergence, trial: TrialModel, states: Sequence[State]) 
     return [judge.each(session, {**trial.feeds(qparams), **parameters}) for qparams, parameters in states]
 
 
-def _batches_that_fit(
+def batches_that_fit(
     source: Source, blocks: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], max_memory: int | None
 ) -> list[dict[str, np.ndarray]]:
     """Batches of ``source``, at least one, whose float and quantized tensors between blocks fit into ``max_memory``."""

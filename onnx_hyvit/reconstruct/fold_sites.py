@@ -53,6 +53,7 @@ class FoldSite:
         layers: Names of the layers that restore, each with the group of each of its input channels.
         shift: Whether a shift is exact.
         carriers: Names of all tensors that hold the channels.
+        heads: Attention head of each group, where an attention has several; else empty.
     """
 
     kind: Literal["norm", "rows", "values"]
@@ -63,6 +64,7 @@ class FoldSite:
     layers: tuple[tuple[str, tuple[int, ...]], ...]
     shift: bool
     carriers: frozenset[str]
+    heads: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -218,7 +220,17 @@ def _value_site(
     layers = None if after is None else _layers(after.readers, plan)
     if after is None or not layers:
         return None
-    return _site("values", maker, rows, layers, after, _sums_to_one(product.inputs[0], plan))
+    site = _site("values", maker, rows, layers, after, _sums_to_one(product.inputs[0], plan))
+    return None if site is None else replace(site, heads=_heads(rows[channels]))
+
+
+def _heads(groups: np.ndarray) -> tuple[int, ...]:
+    """Head of each group of ``groups`` [.., heads, T, d]; empty where there is one head, or a group is in several."""
+    if groups.ndim < 3 or groups.shape[-3] < 2:
+        return ()
+    heads = np.broadcast_to(np.arange(groups.shape[-3])[:, None, None], groups.shape)
+    pairs = np.unique(np.stack([groups.reshape(-1), heads.reshape(-1)], 1), axis=0)
+    return tuple(pairs[:, 1].tolist()) if len(pairs) == groups.max() + 1 else ()
 
 
 def _mixed_groups(channels: np.ndarray, mine: np.ndarray) -> np.ndarray:

@@ -86,29 +86,55 @@ def choose_fold(
         weight_max: Largest weight code, ``2**(bits-1) - 1``.
         values: The values, where they are rounded before an attention's product.
     """
+    (without, _), *found = rank_folds(model, site, moments, levels, weight_max, values)
+    least, best = min(found, key=lambda entry: entry[0])
+    return best if least < WORTH["affine"] * without else None
+
+
+def rank_folds(
+    model: Model,
+    site: FoldSite,
+    moments: ChannelMoments,
+    levels: int,
+    weight_max: int,
+    values: RoundedValues | None = None,
+    groups: np.ndarray | None = None,
+) -> list[tuple[float, ChannelFold]]:
+    """Folds with their expected error: none at all, then gains by several exponents, with shifts and without.
+
+    Args:
+        model: Float model.
+        site: A site of it.
+        moments: Those of the site's tensor, [C].
+        levels: Steps in the activation's codes, ``2**bits - 1``.
+        weight_max: Largest weight code, ``2**(bits-1) - 1``.
+        values: The values, where they are rounded before an attention's product.
+        groups: Which of the site's groups have one gain, int [groups] (all those of a head); None gives each its own.
+    """
     layers = _layers_of(model, site)
     grouped = moments.expected(_deviations(levels)).grouped(layers[0][1], site.groups)
     none = np.zeros(site.groups)
     strength = _strength(layers, site.groups)
 
-    def error_of(stats: ChannelStats, gain: np.ndarray, shift: np.ndarray) -> float:
-        error = _error(layers, stats, gain, levels, weight_max) + float(_clipped(grouped, gain, shift) @ strength)
-        return error + (values.error(gain, shift, strength, levels) if values else 0.0)
+    def ranked(gain: np.ndarray, shift: np.ndarray) -> tuple[float, ChannelFold]:
+        error = _error(layers, grouped.shifted(shift), gain, levels, weight_max)
+        error += float(_clipped(grouped, gain, shift) @ strength)
+        error += values.error(gain, shift, strength, levels) if values else 0.0
+        return error, ChannelFold(gain, shift)
 
-    best, least = None, WORTH["affine"] * error_of(grouped.shifted(), np.ones(site.groups), none)
+    found = [ranked(np.ones(site.groups), none)]
     for shift in [none, grouped.mean] if site.shift else [none]:
         stats = grouped.shifted(shift)
-        reach = np.maximum(stats.high, -stats.low)
+        reach, power = np.maximum(stats.high, -stats.low), np.sqrt(strength)
+        if groups is not None:
+            reach, power = (_largest(each, groups, groups.max() + 1)[groups] for each in (reach, power))
         candidates = [np.ones(site.groups)]
         for exponent in EXPONENTS:
-            weights = [np.maximum(np.sqrt(strength), 1e-12) ** balance for balance in BALANCES]
+            weights = [np.maximum(power, 1e-12) ** balance for balance in BALANCES]
             candidates += [(reach / weight) ** exponent for weight in weights]
         for gain in map(centred, candidates):
-            gain = values.filled(gain, shift) if values else gain
-            error = error_of(stats, gain, shift)
-            if error < least:
-                best, least = ChannelFold(gain, shift), error
-    return best
+            found.append(ranked(values.filled(gain, shift) if values else gain, shift))
+    return found
 
 
 def _clipped(moments: ChannelMoments, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -86,18 +86,23 @@ def _producer_gain(stats: ChannelStats, worth: float) -> np.ndarray | None:
 def _consumer_gain(
     weighted: Sequence[gs.Node], stats: ChannelStats, levels: int, weight_max: int, worth: float
 ) -> np.ndarray | None:
+    (without, _), *found = rank_gains(weighted, stats, levels, weight_max)
+    least, best = min(found, key=lambda entry: entry[0])
+    return best if least < worth * without else None
+
+
+def rank_gains(
+    weighted: Sequence[gs.Node], stats: ChannelStats, levels: int, weight_max: int
+) -> list[tuple[float, np.ndarray]]:
+    """Gains of an activation that ``weighted`` read, with their expected error: all ones, then by several exponents."""
     reach = np.maximum(stats.high, -stats.low)
     layers = [_layer_of(node) for node in weighted]
     strength = without_zeros(np.sqrt(sum(layer.power() for layer in layers)))
-    ones = np.ones_like(reach)
-    best, best_error = None, worth * _error(layers, stats, ones, levels, weight_max)
+    gains = [np.ones_like(reach)]
     for exponent in EXPONENTS:
         for balance in BALANCES:
-            gain = normalised((reach / np.maximum(strength, 1e-12) ** balance) ** exponent)
-            error = _error(layers, stats, gain, levels, weight_max)
-            if error < best_error:
-                best, best_error = gain, error
-    return best
+            gains.append(normalised((reach / np.maximum(strength, 1e-12) ** balance) ** exponent))
+    return [(_error(layers, stats, gain, levels, weight_max), gain) for gain in gains]
 
 
 @dataclass(frozen=True)

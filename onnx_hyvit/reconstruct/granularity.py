@@ -22,6 +22,8 @@ from .gain_sites import GainSite, find_gain_sites
 from .gains import apply_gains, choose_gains
 from .logit_sites import LogitSite, find_logit_sites
 from .norm_sites import find_norm_sites, norm_gain, shift_norms
+from .options import fold_candidate, gain_candidate
+from .search_granularity import Measure
 from .smooth_sites import find_smooth_sites, smooth_gain
 
 _FINDERS = {"search": find_gain_sites, "layer-norm": find_norm_sites, "smooth": find_smooth_sites}
@@ -38,12 +40,18 @@ class Choice:
         fold: What takes it: ``affine``, ``mul`` (a node of its own), ``weights`` or, in attentions, ``attention`` (the
             values) and ``logits`` (queries and keys).
         shift: Whether channels are shifted, too.
+        granularity: ``channel``, or ``head`` where the channels of each head of an attention share a scale.
+        error_before: Error at the outputs of the blocks with one scale, where that was measured.
+        error_after: The same with this choice.
     """
 
     tensor: str
     side: str
     fold: str
     shift: bool = False
+    granularity: str = "channel"
+    error_before: float | None = None
+    error_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,11 @@ class _Widths:
     levels: int
     weight_max: int
 
+    @property
+    def most(self) -> tuple[int, int]:
+        """Both."""
+        return self.levels, self.weight_max
+
 
 def choose_granularity(
     model: Model,
@@ -84,6 +97,7 @@ def choose_granularity(
     *,
     rule: GainRule = "search",
     folds: Collection[Fold] = FOLDS,
+    measure: Measure | None = None,
     threads: int = 2,
     max_memory: int | None = None,
     progress: Progress | None = None,
@@ -97,6 +111,7 @@ def choose_granularity(
         source: Calibration data.
         rule: Which sites, and how their gains are chosen; see ``recipes.Recipe``.
         folds: What the rule ``search`` tries besides; see ``recipes.Recipe``.
+        measure: How choices at no node are measured, which the closed form only proposes then; None leaves it to that.
         threads: Threads of ONNX Runtime.
         max_memory: Bytes of activations held at a time; None is the default of ``collect``.
         progress: Called as ``progress(done, total, text)``.
@@ -124,10 +139,48 @@ def choose_granularity(
     weight_bits = {spec.bits for spec in plan.weights.values()}
     widths = _Widths(2 ** min(bits) - 1, 2 ** (min(weight_bits) - 1) - 1)
     moments = {name: observer.moments() for name, observer in observers.items()}
-    folded = _fold(model, plan, fold_sites, logit_sites, moments, widths)
+    measured: list[Choice] = []
+    count = len(sites) + len(fold_sites) + len(logit_sites)
+    if measure is not None and rule == "search":
+        measured = _measure(model, plan, fold_sites, sites, moments, widths, source, measure, threads, max_memory)
+        decided = {choice.tensor for choice in measured}
+        sites = [site for site in sites if site.tensor not in decided]
+        fold_sites = [site for site in fold_sites if site.tensor not in decided]
+    folded = measured + _fold(model, plan, fold_sites, logit_sites, moments, widths)
     gains, added = _gain(model, rule, sites, moments, widths)
     chosen = [Choice(site.tensor, site.side, site.fold) for site in sites if site.tensor in gains]
-    return Granularity(len(sites) + len(fold_sites) + len(logit_sites), (*chosen, *folded), added)
+    folded = [choice for choice in folded if choice.granularity != "layer"]
+    return Granularity(count, (*chosen, *folded), added)
+
+
+def _measure(
+    model: Model,
+    plan: Plan,
+    folds: Sequence[FoldSite],
+    gains: Sequence[GainSite],
+    moments: Mapping[str, ChannelMoments],
+    widths: _Widths,
+    source: Source,
+    measure: Measure,
+    threads: int,
+    max_memory: int | None,
+) -> list[Choice]:
+    """Choose the folds and the gains that an affine takes by measuring their best options, and write them."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    candidates, hidden = [], {}
+    for site in folds:
+        values = _rounded_values(nodes[site.maker], plan, site, moments)
+        candidates.append(fold_candidate(model, site, moments[site.tensor], *widths.most, values))
+        hidden[site.tensor] = "both", _FOLDS[site.kind]
+    for gain in gains:
+        candidate = gain_candidate(model, gain, moments[gain.tensor], *widths.most)
+        candidates += [candidate] if candidate else []
+        hidden[gain.tensor] = gain.side, gain.fold
+    found = measure.search(model, plan, source, candidates, threads, max_memory)
+    return [
+        Choice(name, *hidden[name], each.option.shift, each.option.granularity, each.before, each.after)
+        for name, each in found.items()
+    ]
 
 
 def _channel_axes(

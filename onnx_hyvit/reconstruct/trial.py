@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ..graph import Model, model_to_proto
 from ..graph.io import infer_shapes
@@ -96,16 +96,20 @@ def make_trial(model: Model, plan: Plan, parameters: Iterable[str]) -> TrialMode
     pairs = _find_pairs(proto, plan)
     wanted = set(parameters)
     values = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in wanted}
-    inputs = {name: (TensorProto.FLOAT, value.shape) for name, value in values.items()}
-    kinds = {t.name: t.data_type for t in proto.graph.initializer}
-    for pair in pairs.values():
-        inputs[pair.scale] = (kinds[pair.scale], ())
-        inputs[pair.zero_point] = (kinds[pair.zero_point], ())
-    kept = [t for t in proto.graph.initializer if t.name not in inputs]
+    scales = [name for pair in pairs.values() for name in (pair.scale, pair.zero_point)]
+    proto = with_inputs(proto, [*values, *scales])
+    return TrialModel(proto, pairs, values)
+
+
+def with_inputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """``proto``, edited, with these initializers as inputs behind its own."""
+    wanted = set(names)
+    kinds = {t.name: (t.data_type, tuple(t.dims)) for t in proto.graph.initializer if t.name in wanted}
+    kept = [t for t in proto.graph.initializer if t.name not in wanted]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
-    proto.graph.input.extend(helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items())
-    return TrialModel(proto, pairs, values)
+    proto.graph.input.extend(helper.make_tensor_value_info(name, *kinds[name]) for name in dict.fromkeys(names))
+    return proto
 
 
 def _find_pairs(proto: onnx.ModelProto, plan: Plan) -> dict[str, Pair]:

@@ -70,6 +70,8 @@ def _choice(choice: dict[str, Any]) -> str:
     fold = text(choice.get("fold"))
     if fold and choice.get("shift") is True:
         fold += ", shifted"
+    if fold and choice.get("granularity") == "head":
+        fold += ", by head"
     return f"{side} ({fold})" if side and fold else side or fold or "chosen"
 
 
