@@ -202,7 +202,7 @@ def _residual(out: Console, found: dict[str, Any] | None) -> None:
     out.print(
         f"  residual stream of transformers in {found['chosen']}: int8 saves about "
         f"{100 * (1 - times['int8'] / times['float']):.1f} % of the time, for a predicted divergence of "
-        f"{errors['int8']:.2g} instead of {errors['float']:.2g}"
+        f"{errors['int8']:.2g} instead of {errors['float']:.2g}{' (borrowed costs)' * found['borrowed']}"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .backward import choose_loss
 from .calibration import Source
-from .costs import Profile, find_profile, pose_problem
+from .costs import BORROWED, Profile, find_profile, pose_problem
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
 from .limits import Reached, Top1
@@ -30,7 +30,6 @@ from .weight_widths import DIVERGENCE, LEFT, NarrowWeights, describe_widths, pre
 
 logger = logging.getLogger(__name__)
 SAMPLES = 16
-BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
 LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
 SOUND = 0.03  # predicted divergence before reconstruction, which takes about two thirds away
 WORTH = 2e-3  # divergence (nats where the outputs are probabilities) that is worth all of the plan's time

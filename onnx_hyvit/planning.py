@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import QuantConfig
-from .costs import Choice, Profile, choose_float, faster_as_convolution, find_profile, pose_problem
+from .costs import BORROWED, Choice, Profile, choose_float, faster_as_convolution, find_profile, pose_problem
 from .graph.io import Model
 from .placement import FullMode, Plan, make_plan
 from .recipes import find_recipe
@@ -112,6 +112,11 @@ def profile_for(target: Target, config: QuantConfig) -> Profile | None:
     return None if config.mode == "full" else find_profile(measured, config.profile)
 
 
+def _has_costs(config: QuantConfig) -> bool:
+    """Whether costs of 8-bit kernels say anything of what is asked for."""
+    return config.mode != "full" and config.activation_bits <= 8
+
+
 def decide_int8_residual(
     model: Model,
     shapes: Mapping[str, tuple[int, ...]],
@@ -132,16 +137,17 @@ def decide_int8_residual(
 
     Returns:
         The decision, its predicted microseconds, and those of ``ruled``, all of one problem; None where there are no
-        costs, the rule is not ``auto``, or both decisions are the same.
+        costs (a target without a profile borrows some), the rule is not ``auto``, or both decisions are the same.
     """
-    if ruled.profile is None or config.residual != "auto" or target.residual != "auto":
+    costs = ruled.profile or (find_profile(BORROWED) if _has_costs(config) else None)
+    if costs is None or config.residual != "auto" or target.residual != "auto":
         return None
     config = config.replace(residual="int8")
     found = decide(model, shapes, target, config, float_nodes)
     if set(found.plan.int8_nodes) <= set(ruled.plan.int8_nodes):
         return None
     everything = plan_by_rules(model, shapes, target, config, float_nodes)
-    problem = pose_problem(model.graph, everything, shapes, ruled.profile)
+    problem = pose_problem(model.graph, everything, shapes, costs)
     float_us, int8_us = (
         problem.cost(problem.on_codes({*plan.int8_nodes, *plan.carried_nodes})) for plan in (ruled.plan, found.plan)
     )

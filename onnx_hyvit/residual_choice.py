@@ -30,6 +30,7 @@ class ResidualChoice:
         int8_us: Predicted microseconds with them.
         float_divergence: Predicted divergence by the rule; None where time decided already.
         int8_divergence: Predicted divergence with them; None where time decided already.
+        borrowed: Whether the costs are those of another target, for want of its own.
     """
 
     nodes: tuple[str, ...]
@@ -37,6 +38,7 @@ class ResidualChoice:
     int8_us: float
     float_divergence: float | None = None
     int8_divergence: float | None = None
+    borrowed: bool = False
 
     @property
     def saved(self) -> float:
@@ -57,6 +59,7 @@ class ResidualChoice:
         return {
             "chosen": self.chosen,
             "nodes": list(self.nodes),
+            "borrowed": self.borrowed,
             "predicted_us": {"float": round(self.float_us, 1), "int8": round(self.int8_us, 1)},
             "predicted_divergence": {"float": self.float_divergence, "int8": self.int8_divergence},
         }
@@ -82,7 +85,7 @@ def choose_residual(
         return ruled, None
     decision, int8_us, float_us = found
     more = sorted(set(decision.plan.int8_nodes) - set(ruled.plan.int8_nodes))
-    choice = ResidualChoice(tuple(more), float_us, int8_us)
+    choice = ResidualChoice(tuple(more), float_us, int8_us, borrowed=ruled.profile is None)
     if choice.saved >= LEAST_SHARE:
         before, after = (predicted_divergence(work, which, progress) for which in (ruled, decision))
         choice = replace(choice, float_divergence=before, int8_divergence=after)

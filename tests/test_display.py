@@ -59,10 +59,13 @@ def test_it_says_how_many_convolutions_were_padded() -> None:
 
 def test_it_says_what_became_of_the_residual_stream() -> None:
     text, nothing = io.StringIO(), io.StringIO()
-    found = {"chosen": "float", "predicted_us": {"float": 200.0, "int8": 190.0}}
+    found = {"chosen": "float", "borrowed": True, "predicted_us": {"float": 200.0, "int8": 190.0}}
     found["predicted_divergence"] = {"float": 1e-4, "int8": 3e-4}
     display_quantized._residual(Console(file=text, width=200), found)
-    assert "in float: int8 saves about 5.0 %" in text.getvalue() and "0.0003 instead of 0.0001" in text.getvalue()
+    assert (
+        "in float: int8 saves about 5.0 %" in text.getvalue()
+        and "0.0003 instead of 0.0001 (borrowed" in text.getvalue()
+    )
     for silent in (None, {**found, "predicted_divergence": {"float": None, "int8": None}}):
         display_quantized._residual(Console(file=nothing, width=200), silent)
     assert not nothing.getvalue()

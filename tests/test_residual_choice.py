@@ -70,6 +70,14 @@ def test_int8_that_saves_little_is_not_even_weighed_by_error(tmp_path) -> None:
     assert found["chosen"] == "float" and found["predicted_divergence"]["int8"] is None and found["nodes"]
 
 
+def test_a_target_without_costs_borrows_some_and_says_so() -> None:
+    own, borrowed = (quantized(target=target).report["residual"] for target in ("ort-x86", "ort-arm"))
+    assert not own["borrowed"] and borrowed["borrowed"] and borrowed["nodes"] == own["nodes"]
+    assert borrowed["predicted_us"]["int8"] != own["predicted_us"]["int8"]
+    assert quantized(target="xnnpack").report["residual"] is None  # its residual stream is float, whatever costs say
+    assert quantized(target="generic", mode="full").report["residual"] is None
+
+
 @pytest.mark.parametrize(("wide", "chosen"), [(1.0, "float"), (100.0, "int8")])
 def test_int8_that_saves_time_is_taken_where_it_adds_little_to_other_errors(tmp_path, wide: float, chosen: str) -> None:
     made = quantized(wide, recipe="plain", profile=profile_where(tmp_path, float_Add=5.0, int8_Add=5.0))

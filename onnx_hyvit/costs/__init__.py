@@ -4,10 +4,11 @@ from .choose import FLOAT_BYTES, LEAST_SHARE, Choice, Problem, Region, choose_fl
 from .fit import fit_kernel
 from .gelu import gelu_saving
 from .kernels import Work, kernel_of_event, work_of
-from .profile import Kernel, Profile, find_profile, load_profile
+from .profile import BORROWED, Kernel, Profile, find_profile, load_profile
 from .units import faster_as_convolution, node_us, weight_shape
 
 __all__ = [
+    "BORROWED",
     "FLOAT_BYTES",
     "LEAST_SHARE",
     "Choice",

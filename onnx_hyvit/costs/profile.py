@@ -16,6 +16,7 @@ from .kernels import ALIASED, RAGGED, Work
 _FOLDER = Path(__file__).parent.parent / "data"
 _SUFFIX = ".profile.json"
 FORMAT = 1
+BORROWED = "ort-x86-avx2"  # costs for targets that have no profile of their own
 LEAST_US = 0.1
 _MACHINE = ("cpu", "vnni", "onnxruntime", "threads")
 _TOP = frozenset({"format", "target", "machine", "offset_us", "kernels"})

@@ -71,6 +71,7 @@ class BlockTask:
         rows: Samples of each batch.
         measured: Tensors that errors are measured at.
         objective: How they count.
+        positions: Layer node -> weight of each output position of one sample, where they are not alike.
         settings: What may change.
         samples: Samples that errors are measured on.
         threads: Threads of the session.
@@ -96,6 +97,7 @@ class BlockTask:
     samples: int
     threads: int
     suffix: Suffix | None = None
+    positions: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
@@ -192,7 +194,9 @@ class _BlockSearch:
         read = task.reads[layer.node]
         for index, batch in enumerate(task.found):
             found = batch[read] if read in batch else self._cut.run(batch, self._given, [read])[read]
-            _add_halves(halves, task.exact[index][layer.activation], found, task.rows[index], index)
+            exact = task.exact[index][layer.activation]
+            weights = layer.over_positions(task.positions[layer.node], exact) if layer.node in task.positions else None
+            _add_halves(halves, exact, found, weights, task.rows[index], index)
         seen = [half for half in halves if half.seen] or halves
         return seen[0].result(), seen[-1].result()
 
@@ -250,12 +254,19 @@ class _BlockSearch:
         return least_divergence(candidates, lambda candidate: judge.each({**self._given, **pair.feeds(candidate)}))
 
 
-def _add_halves(halves: list[GramAccumulator], exact: np.ndarray, found: np.ndarray, samples: int, index: int) -> None:
+def _add_halves(
+    halves: list[GramAccumulator],
+    exact: np.ndarray,
+    found: np.ndarray,
+    weights: np.ndarray | None,
+    samples: int,
+    index: int,
+) -> None:
     """Give every other sample to each half; a batch of one goes to the halves in turn."""
     if samples < 2 or exact.shape[0] % samples:
-        halves[index % 2].update(exact, found)
+        halves[index % 2].update(exact, found, weights)
         return
-    split = [array.reshape(samples, array.shape[0] // samples, *array.shape[1:]) for array in (exact, found)]
+    arrays = [exact, found] if weights is None else [exact, found, weights]
+    split = [array.reshape(samples, array.shape[0] // samples, *array.shape[1:]) for array in arrays]
     for half, accumulator in enumerate(halves):
-        parts = [array[half::2].reshape(-1, *array.shape[2:]) for array in split]
-        accumulator.update(*parts)
+        accumulator.update(*(array[half::2].reshape(-1, *array.shape[2:]) for array in split))

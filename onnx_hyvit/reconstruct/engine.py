@@ -139,7 +139,8 @@ def reconstruct(
     record, runs = _Record(cache, progress, len(metrics) * len(blocks)), list[_Run]()
     for metric in metrics:
         seen = batches[: split.batches] if split else batches
-        objective, weighting = make_objective(metric, proto, blocks, seen, shapes, loss, seed, threads)
+        weighed = layers if settings.rounding else ()
+        objective, weighting = make_objective(metric, proto, blocks, seen, shapes, loss, seed, threads, weighed)
         sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads, proto, reranking)
         start = (dict(sweep.qparams), dict(sweep.parameters))
         results = [record.add(result) for result in sweep.run(blocks, record.loader(), samples, workers)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,21 @@ class Layer:
         if self.geometry is None:
             flat = flat.T if self.transposed else flat
         return flat.reshape(like.shape).astype(np.float32)
+
+    def over_positions(self, weights: np.ndarray, inputs: np.ndarray) -> np.ndarray | None:
+        """Weights of the positions of one sample for all those that inputs of this shape have.
+
+        Args:
+            weights: Weight of each output position of a sample, ``[1, *output space]`` for a Conv, else ``[...]``.
+            inputs: What the layer reads, a whole number of samples.
+
+        Returns:
+            As ``GramAccumulator`` takes them: ``[B, *output space]`` for a Conv, else ``[...]``; None when they do not
+            fit.
+        """
+        counts = inputs.shape[:-1] if self.geometry is None else (inputs.shape[0], *weights.shape[1:])
+        samples, rest = divmod(math.prod(counts), max(1, weights.size))
+        return None if rest else np.tile(weights.reshape(-1), samples).reshape(counts)
 
 
 def give_biases(model: Model, plan: Plan) -> int:

@@ -25,10 +25,13 @@ class Objective:
     Args:
         metric: One of ``METRICS``.
         weights: Tensor -> weight of each element of one sample, mean 1; a tensor without weights counts plainly.
+        positions: Layer node -> weight of each output position of one sample, mean 1, for the moments of its inputs;
+            without, all positions count the same.
     """
 
     metric: Metric = "mse"
     weights: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    positions: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:

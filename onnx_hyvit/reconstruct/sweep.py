@@ -181,6 +181,7 @@ class Sweep:
             rows=self._rows,
             measured=measured,
             objective=self._objective.of(measured),
+            positions={node: each for node, each in self._objective.positions.items() if node in reads},
             settings=self._settings,
             samples=samples,
             threads=threads or self._threads,

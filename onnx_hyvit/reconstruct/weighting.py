@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..backward import LossSpec, fisher_weights
+from ..backward import LossSpec, fisher_weights, regularize
 from ..blocks import Block
 from ..recipes import Reconstruction
+from .layers import Layer
 from .objective import Metric, Objective
 
 REGULARIZATION = 0.2  # of the Fisher diagonal, see ``backward.regularize``
@@ -117,6 +118,7 @@ def make_objective(
     loss: LossSpec,
     seed: int,
     threads: int,
+    layers: Sequence[Layer] = (),
 ) -> tuple[Objective, str]:
     """The objective of a metric, and what it is in words.
 
@@ -129,11 +131,18 @@ def make_objective(
         loss: What the outputs are.
         seed: Seed of the Fisher draws.
         threads: Threads of ONNX Runtime.
+        layers: Layers whose output positions are weighted, too.
     """
     if metric != "fisher":
         return Objective(metric), metric
     made = {name for node in proto.graph.node for name in node.output}
     targets = [name for block in blocks for name in block.outputs if name in made and len(shapes.get(name, ())) > 1]
-    weights = fisher_weights(proto, targets, batches, shapes, loss=loss, seed=seed, threads=threads)
-    elementwise = {name: weights.elementwise(name, REGULARIZATION) for name in weights.diagonal}
-    return Objective("fisher", elementwise), f"fisher of {loss.describe()}"
+    outputs = {layer.node: layer for layer in layers if layer.output in made and len(shapes.get(layer.output, ())) > 1}
+    wanted = [*targets, *(layer.output for layer in outputs.values())]
+    found = fisher_weights(proto, wanted, batches, shapes, loss=loss, seed=seed, threads=threads)
+    elementwise = {name: found.elementwise(name, REGULARIZATION) for name in targets}
+    positions = {
+        node: regularize(found.diagonal[layer.output].mean(-1 if layer.geometry is None else 1), REGULARIZATION)
+        for node, layer in outputs.items()
+    }
+    return Objective("fisher", elementwise, positions), f"fisher of {loss.describe()}"

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qdq_graphs import parse, weight
+from reconstruct_cases import DATA, graph, prepared_for
 
 import onnx_hyvit
 from onnx_hyvit.config import QuantConfig
@@ -13,6 +15,7 @@ from onnx_hyvit.errors import ConfigError
 from onnx_hyvit.recipes import SCALES_ONLY, Reconstruction, find_recipe, with_weighting
 from onnx_hyvit.reconstruct import BlockCache, reconstruct, run_key
 from onnx_hyvit.reconstruct import engine as engine_module
+from onnx_hyvit.reconstruct.layers import find_layers
 from onnx_hyvit.reconstruct.weighting import Split, compare_weightings, metrics_of, split_samples
 from onnx_hyvit.request import open_calibration
 
@@ -135,3 +138,43 @@ def test_quantize_takes_the_weighting(tiny_model, tiny_data, rules_target):
     plain = onnx_hyvit.quantize(tiny_model, None, calibration=tiny_data, config=config.replace(weighting="fisher"))
     assert plain.report["reconstruction"]["weighting"].startswith("fisher")
     assert plain.report["reconstruction"]["compared"] is None
+
+
+HALVES = """g (float[N,16,4,4] x) => (float[N,6] y) {
+    c = Conv(x, w, b) l = Slice(c, starts, ends, axes) p = GlobalAveragePool(l) f = Flatten(p) y = Gemm(f, v, d) }"""
+
+
+def test_positions_that_no_output_reads_hardly_count_where_weights_are_rounded():
+    """The head reads the left half of a map, whose right half has other channels that are large."""
+    rng = np.random.default_rng(3)
+    large = np.ones((1, 16, 1, 4), np.float32)
+    large[:, :8, :, :2], large[:, 8:, :, 2:] = 8, 8
+    data = (rng.standard_normal((64, 16, 4, 4)) * large).astype(np.float32)
+    halves = parse(
+        HALVES,
+        w=weight(24, 16, 1, 1),
+        b=np.zeros(24, np.float32),
+        v=8 * weight(24, 6, seed=1),
+        d=np.zeros(6, np.float32),
+        starts=np.array([0]),
+        ends=np.array([2]),
+        axes=np.array([3]),
+    )
+    ready = prepared_for("w2a8", halves, data, biases=0)
+    rounding = Reconstruction(search=False, ridge=False, refit=False)
+    plain, weighted = (run(ready, replace(rounding, metric=metric)) for metric in ("mse", "fisher"))
+    assert weighted.kept and plain.kept
+    assert weighted.divergence_after < 0.9 * plain.divergence_after
+
+
+def test_weights_of_positions_are_repeated_for_every_sample():
+    prepared, plan, *_ = prepared_for("w8a8", graph(), DATA)
+    layers = {layer.node: layer for layer in find_layers(prepared.model, plan, prepared.shapes)}
+    conv = next(layer for layer in layers.values() if layer.geometry is not None)
+    positions = np.arange(64, dtype=np.float32).reshape(1, 8, 8)
+    found = conv.over_positions(positions, np.zeros((3, 16, 8, 8), np.float32))
+    assert found.shape == (3, 8, 8) and all(np.array_equal(sample, positions[0]) for sample in found)
+    linear = next(layer for layer in layers.values() if layer.geometry is None)
+    tokens = linear.over_positions(np.array([1.0, 2.0]), np.zeros((6, 32), np.float32))
+    assert tokens.tolist() == [1, 2, 1, 2, 1, 2]
+    assert linear.over_positions(np.ones(4), np.zeros((6, 32), np.float32)) is None
