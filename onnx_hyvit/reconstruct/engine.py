@@ -139,7 +139,7 @@ def reconstruct(
     record, runs = _Record(cache, progress, len(metrics) * len(blocks)), list[_Run]()
     for metric in metrics:
         seen = batches[: split.batches] if split else batches
-        weighed = layers if settings.rounding else ()
+        weighed = layers if settings.weigh_positions else ()
         objective, weighting = make_objective(metric, proto, blocks, seen, shapes, loss, seed, threads, weighed)
         sweep = Sweep(model, plan, layers, qparams, batches, settings, objective, threads, proto, reranking)
         start = (dict(sweep.qparams), dict(sweep.parameters))
