@@ -42,7 +42,7 @@ class Reconstruction:
             which that takes too long are left out.
         search_weights: Search the scales of weights by the error at the block's outputs, where ``rounding`` is None.
         weigh_positions: With the metric ``fisher``, weight the positions of a layer's outputs where its weights are
-            rounded, too. Off: on the models of the zoo it took the outputs of 4-bit files further from float.
+            rounded, too. Off: it brought no outputs closer on models of the zoo (w4a4).
         rounds: How often the searches of weights and of ranges take turns at most.
     """
 
