@@ -152,6 +152,16 @@ def test_the_choice_by_outputs_is_used_and_reported(ready, monkeypatch):
     assert same.to_dict() == plain.to_dict()
 
 
+def test_what_the_outputs_chose_needs_no_second_opinion(ready, monkeypatch):
+    """Samples that the search does not see confirm only what the block's own error chose."""
+    monkeypatch.setattr(rerank_module, "is_worse", lambda before, after: True)
+    ranks = []
+    for confirm in (True, False):
+        found = rerun(ready, replace(RERANK, confirm=confirm, search_samples=8))  # half of the samples confirm
+        ranks.append({choice.tensor: choice.rank for block in found.blocks for choice in block.ranges})
+    assert ranks[0] == ranks[1] and set(ranks[0].values()) == {2}
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_independent_blocks_give_the_same_in_processes(ready, jobs):
     settings = replace(RERANK, sequential=False, search_samples=8)

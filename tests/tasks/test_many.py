@@ -22,7 +22,9 @@ from pieces import DeadlyFeeds
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, OutputError, QuantConfig, quantize_many
 from onnx_hyvit.config import parse_bytes
-from onnx_hyvit.many import ModelResult, _logged, _share
+from onnx_hyvit.many import ModelResult, ModelTask, _logged, _share, quantize_task
+from onnx_hyvit.numerics import RangeMethod
+from onnx_hyvit.recipes import RECIPES, Recipe
 from onnx_hyvit.tasks import Workers
 
 CORPUS = Path(__file__).parent.parent / "corpus"
@@ -49,6 +51,18 @@ def expected(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> di
 def written(results: list[ModelResult]) -> dict[str, bytes]:
     assert all(result.error is None for result in results), results
     return {result.path.name: result.path.read_bytes() for result in results if result.path is not None}
+
+
+def test_a_worker_uses_the_recipe_that_comes_with_the_task(models: list[Path], monkeypatch) -> None:
+    """A worker of a cluster outlives a run, and may know another recipe by the same name from the run before."""
+    mine, older = Recipe("mine", "ranges of least error", RangeMethod("mse")), Recipe("mine", "plain extremes")
+    config = CONFIG.replace(recipe="mine")
+    monkeypatch.setitem(RECIPES, "mine", mine)
+    wanted = onnx_hyvit.quantize(models[0], calibration=IMAGES, config=config).model
+    monkeypatch.setitem(RECIPES, "mine", older)
+    found = quantize_task(ModelTask(models[0], IMAGES, config, mine))
+    assert found.error is None and found.data == wanted.SerializeToString(deterministic=True)
+    assert RECIPES["mine"] is mine
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
