@@ -55,9 +55,7 @@ def activation_qparams(
         max_memory=max_memory or MAX_MEMORY,
     )
     known = {name: qparams_from_range(*plan.fixed[name], spec) for name, spec in own.items() if name in plan.fixed}
-    found = {
-        name: _qparams(name, spec, observers[plan.values_of(name)], plan, recipe) for name, spec in free.items()
-    }
+    found = {name: _qparams(name, spec, observers[plan.values_of(name)], plan, recipe) for name, spec in free.items()}
     return found | known
 
 

@@ -93,6 +93,8 @@ def describe_storage(config: QuantConfig, target: Target, packed: Packed | None)
     notes = []
     if config.is_wide and config.opset < WIDE_OPSET:
         notes.append(f"opset: model: raised to {WIDE_OPSET}, which {_asked(config)} needs (asked for: {config.opset})")
+    elif may_widen(config, target) and config.opset < WIDE_OPSET:
+        notes.append(f"opset: model: raised to {WIDE_OPSET}, for max_drop may raise activations to 16 bits")
     if config.activation_bits > 8 and target.int16_activations == "float":
         whose = "ONNX Runtime's CPU" if target.cpu_kernels else f"target {target.name}"
         notes.append(f"int16-activations: model: not accelerated: {whose} has no 16-bit kernels, layers run in float")

@@ -1,4 +1,4 @@
-"""Which parts of a plan are worth being float or 16-bit: effects of all roundings on the outputs, against their time."""
+"""Which parts of a plan are worth float or 16 bits: effects of all roundings on the outputs, against their time."""
 
 from .choose import find_front
 from .effects import Effects, Rounding, measure_effects

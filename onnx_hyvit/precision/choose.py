@@ -5,7 +5,7 @@ the predicted divergence for its share of time, as long as the budget lasts. The
 and time, as far as greed finds it.
 
 Where a target has 16-bit kernels and a limit asks for it, a step may instead give 16-bit activations to the units that
-keep one tensor in 8 bits: its maker and its readers. That takes away the roundings of activations, those of weights stay.
+keep one tensor in 8 bits: its maker and its readers. That takes away roundings of activations; those of weights stay.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ class _State:
         """Every tensor that is rounded."""
         return list(self._terms)
 
-    def divergence(
-        self, tensors: Collection[str], int8: frozenset[int], narrow: frozenset[int] | None = None
-    ) -> float:
+    def divergence(self, tensors: Collection[str], int8: frozenset[int], narrow: frozenset[int] | None = None) -> float:
         """Predicted divergence of the roundings of ``tensors``.
 
         Args:
@@ -173,7 +171,7 @@ class _State:
         return found
 
     def _candidates(self, layers: bool, widen: bool) -> Iterator[tuple[frozenset[int], bool]]:
-        """Units and whether they get 16 bits: the keepers of a tensor; else one that becomes float, or two neighbours."""
+        """Units to give 16 bits (True), the keepers of a tensor; then those to make float, one or two neighbours."""
         if widen and self._wide_cost is not None:
             yield from ((members, True) for members in self._keepers())
         free = self.int8 if layers else self.int8 - self._layers
