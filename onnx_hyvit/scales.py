@@ -90,9 +90,14 @@ def first_scales(
 
 
 def _with_widths(plan: Plan, widths: Sequence[QuantSpec]) -> Plan:
-    """The plan with a conversion of every activation to each of ``widths`` that it has not, which nothing reads."""
-    own = [(name, spec) for name, spec in plan.activations.items() if name not in {*plan.tied, *plan.conversions}]
-    more = {converted_name(name, each): (name, each) for each in widths for name, spec in own if spec != each}
+    """The plan with a conversion of every activation to each of ``widths`` that it has no scale for; none is read."""
+    own = {name: spec for name, spec in plan.activations.items() if name not in plan.conversions}
+    more = {
+        converted_name(name, each): (name, each)
+        for each in widths
+        for name, spec in own.items()
+        if spec != each or name in plan.tied
+    }
     more = {name: entry for name, entry in more.items() if name not in plan.activations}
     return replace(
         plan,

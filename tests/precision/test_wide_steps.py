@@ -111,7 +111,7 @@ def test_effects_of_a_plan_with_16_bits_are_those_of_its_codes():
 
     def terms(*wide: str) -> dict[tuple[str, str], float]:
         plan = plan_of(model, QNN, wide_nodes=dict.fromkeys(wide, "a test"))
-        qparams = {name: qparams_from_range(-4.0, 4.0, plan.activations[name]) for name in plan.activations}
+        qparams = {name: qparams_from_range(-8.0, 8.0, plan.activations[name]) for name in plan.activations}
         effects = measure_effects(proto, plan, qparams, shapes, data, choose_loss(proto, shapes, {}))
         each = [effects.divergence([[number]]) for number in range(len(effects.roundings))]
         return {(r.tensor, r.reader): value for r, value in zip(effects.roundings, each, strict=True)}
