@@ -82,7 +82,7 @@ def _for_timing(model: Model, plan: Plan, known: Scales) -> onnx.ModelProto:
     qparams = dict(known.qparams)
     for name, spec in plan.activations.items():
         source = plan.source_of(name)
-        if source not in qparams:
+        if source not in qparams or qparams[source].spec != spec:
             middle = np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype)
             qparams[source] = QParams(np.array(0.05, np.float32), middle, spec)
     return _build(model, plan, Scales(qparams, known.parameters))
