@@ -44,22 +44,26 @@ def activation_qparams(
     """
     own = {name: spec for name, spec in plan.activations.items() if name not in plan.tied}
     free = {name: spec for name, spec in own.items() if name not in plan.fixed}
+    values = {plan.values_of(name): None for name in free}
     observers = collect(
         proto,
-        list(free),
+        list(values),
         source,
-        {name: _observer(name, spec, plan, recipe) for name, spec in free.items()},
+        {name: _observer(name, plan, recipe) for name in values},
         progress,
         threads=threads,
         max_memory=max_memory or MAX_MEMORY,
     )
     known = {name: qparams_from_range(*plan.fixed[name], spec) for name, spec in own.items() if name in plan.fixed}
-    return {name: _qparams(name, spec, observers[name], plan, recipe) for name, spec in free.items()} | known
+    found = {name: _qparams(name, spec, observers[plan.values_of(name)], plan, recipe) for name, spec in free.items()}
+    return found | known
 
 
-def _observer(name: str, spec: QuantSpec, plan: Plan, recipe: Recipe) -> MinMax | Histogram:
-    needs_values = spec.axis is not None or name in plan.log_codes
-    return Histogram(axis=spec.axis) if needs_values else recipe.ranges.observer()
+def _observer(name: str, plan: Plan, recipe: Recipe) -> MinMax | Histogram:
+    """The observer of a tensor, for its own codes and those that they are converted to, which have one scale."""
+    axis = plan.activations[name].axis if name in plan.activations else None
+    needs_values = axis is not None or name in plan.log_codes
+    return Histogram(axis=axis) if needs_values else recipe.ranges.observer()
 
 
 def _qparams(name: str, spec: QuantSpec, observer: MinMax | Histogram, plan: Plan, recipe: Recipe) -> QParams:

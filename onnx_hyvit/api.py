@@ -119,7 +119,7 @@ def _quantize(
     truth = read_labels(labels, config)
     if output is not None:
         check_output(output, model)
-    loaded, float_bytes = load_for(model, config), model_bytes(model)
+    loaded, float_bytes = load_for(model, config, target), model_bytes(model)
     check_node_names(loaded, config.float_nodes)
     check_losses([tensor.name for tensor in loaded.graph.outputs], config.losses)
     source = open_calibration(loaded, calibration, config, preprocess, skip_unreadable)

@@ -99,7 +99,8 @@ class QuantConfig:
         profile: Path of a profile made by ``tools/profile_kernels.py``, instead of the one that the target ships.
         max_drop: Divergence of the outputs from the float model's that must not be exceeded on the calibration samples
             (KL in nats for classes, 1 - cosine for embeddings, else relative squared error); nodes go back to float
-            until it holds. Text such as ``0.5%`` is the largest loss of top-1 on labelled calibration samples instead.
+            until it holds, or first to 16-bit activations where the target has kernels for them, which raises ``opset``
+            to 21. Text such as ``0.5%`` is the largest loss of top-1 on labelled calibration samples instead.
             None sets no limit.
         weighting: How block reconstruction weights errors: ``mse``, ``fisher``, or ``auto``, which tries both and keeps
             what leaves the outputs closer to float on samples held out from the search, at about twice the time; None

@@ -20,13 +20,17 @@ def _line(result: dict[str, Any]) -> str:
         return f"{result['model']}: failed"
     plan, size, found = result["plan"], result["size"], result["reconstruction"]
     parts = [
-        f"{plan['int8_nodes']} nodes in int8, {len(plan['float_nodes'])} left float",
+        f"{plan['int8_nodes']} nodes in int8{_wide(plan)}, {len(plan['float_nodes'])} left float",
         f"{size['float_bytes'] / 1e6:.1f} -> {size['int8_bytes'] / 1e6:.1f} MB",
     ]
     if found is not None:
         parts.append(f"divergence {found['divergence_after' if found['kept'] else 'divergence_before']:.2g}")
     parts += [f"{len(result['findings'])} findings"] * bool(result["findings"])
     return f"{result['model']}: {', '.join(parts)}, {result['seconds']:.1f} s; written {result['output']}"
+
+
+def _wide(plan: dict[str, Any]) -> str:
+    return f" ({len(plan['wide_nodes'])} with 16-bit activations)" if plan["wide_nodes"] else ""
 
 
 __all__ = ["quantized"]

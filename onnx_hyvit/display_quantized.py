@@ -12,7 +12,7 @@ from rich.table import Table
 from .display import KIND_STYLES, console, escape
 
 BLOCKS_SHOWN = 8
-FLOAT_SHOWN = 12
+REASONS_SHOWN = 12
 
 
 def inspected(report: dict[str, Any]) -> None:
@@ -120,13 +120,19 @@ def _placed(out: Console, plan: dict[str, Any]) -> None:
     paired = set(plan["paired_nodes"])
     kept = [(name, reason) for name, reason in plan["float_nodes"].items() if name not in paired]
     out.print(f"  {plan['int8_nodes']} nodes in int8, {plan['carried_nodes']} carried in int8, {len(kept)} left float")
+    if wide := plan["wide_nodes"]:
+        out.print(
+            f"  {len(wide)} of them with 16-bit activations, {plan['converted_tensors']} tensors converted between "
+            "these and 8 bits"
+        )
     if paired:
         out.print(f"  {len(paired)} nodes quantized on both sides and computed in float between")
     for text, count in Counter(plan["emulated"].values()).items():
         out.print(f"  {count} softmax outputs with {escape(text)} in float: no kernel accelerates them")
     if written := plan["written_as_convolutions"]:
         out.print(f"  {len(written)} int8 linear layers written as 1x1 convolutions: their kernels are faster")
-    _float_reasons(out, kept)
+    _reasons(out, list(plan["wide_nodes"].items()), "16-bit")
+    _reasons(out, kept, "float")
 
 
 def _sizes(out: Console, size: dict[str, Any], seconds: float) -> None:
@@ -207,16 +213,19 @@ def _residual(out: Console, found: dict[str, Any] | None) -> None:
 
 
 def _precision(out: Console, found: dict[str, Any] | None) -> None:
-    """What went back to float for accuracy."""
+    """What went back to float, or got 16-bit activations, for accuracy."""
     if found is None:
         return
     steps, start = found["steps"], found["predicted_divergence"]
     if steps:
-        nodes = sum(len(step["nodes"]) for step in steps)
+        became = {name: step["to"] for step in steps for name in step["nodes"]}  # the last step says what
+        floats, wide = (sum(to == kind for to in became.values()) for kind in ("float", "16 bits"))
+        texts = (f"{floats} nodes taken back to float", f"{wide} nodes raised to 16-bit activations")
+        done = " and ".join(text for text, count in zip(texts, (floats, wide), strict=True) if count)
         paid = sum(max(0.0, step["cost_us"]) for step in steps) / max(found["predicted_int8_us"], 1e-9)
         whose = ", costs of another processor" if found["borrowed"] else ""
         out.print(
-            f"  {nodes} nodes taken back to float for accuracy: predicted divergence {start:.2g} -> "
+            f"  {done} for accuracy: predicted divergence {start:.2g} -> "
             f"{steps[-1]['divergence']:.2g} for {100 * paid:.1f} % of the time{whose}"
         )
     if widths := found.get("widths"):
@@ -294,12 +303,11 @@ def _verdict(check: dict[str, Any]) -> str:
     }[str(check["verdict"])]
 
 
-def _float_reasons(out: Console, kept: list[tuple[str, str]]) -> None:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in kept:
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))[:FLOAT_SHOWN]:
-        out.print(f"    {len(names):4d} float: {escape(reason)}")
+def _reasons(out: Console, nodes: list[tuple[str, str]], what: str) -> None:
+    """Why nodes are what they are, the commonest reasons first."""
+    reasons = Counter(reason for _, reason in nodes)
+    for reason, count in reasons.most_common(REASONS_SHOWN):
+        out.print(f"    {count:4d} {what}: {escape(reason)}")
 
 
 def kernels(out: Console, audit: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from .graph import Model, model_to_proto
 from .mixed_precision import Decide, Fitted, fit_precision
 from .passes import run_passes
 from .passes.layout import unpad_stem
-from .placement import Plan
+from .placement import WIDE_BITS, Plan
 from .planning import Decision, decide
 from .precision import NARROW_BITS
 from .prepared import Prepared, kept_float, observe_renamed
@@ -37,6 +37,7 @@ from .request import Request
 from .residual_choice import ResidualChoice, choose_residual
 from .runtime import ORT_VERSION, Progress, observe, samples_that_fit
 from .scales import Work
+from .storage import may_widen
 from .version import __version__
 
 FOLDS_BELOW = 8  # bits of activations: with more, folds gain little, and `debug` cannot take them back from biases
@@ -49,7 +50,7 @@ class FittedModel:
     Args:
         prepared: The model, with the exact edits that the plan asked for.
         work: Model, data and settings that its numbers were found with.
-        decide: Makes the decision again with more float nodes, each given with the reason.
+        decide: Makes the decision again with more float and wide nodes, each given with the reason.
         fitted: Its plan and numbers.
         gelus: Which GELUs were replaced; None where there was nothing to choose.
         padding: Which convolutions got more channels; None where there was nothing to weigh.
@@ -111,10 +112,11 @@ def fit_model(prepared: Prepared, request: Request, progress: Progress | None = 
         caches.append(_block_cache(prepared.model, plan, request))
         return caches[-1]
 
-    def with_more(more: Mapping[str, str]) -> Decision:
-        return decide(prepared.model, prepared.shapes, target, config, kept, decision, more)
+    def with_more(more: Mapping[str, str], wide: Mapping[str, str]) -> Decision:
+        return decide(prepared.model, prepared.shapes, target, config, kept, decision, more, wide)
 
-    fitted = fit_precision(work, decision, with_more, cache_for=cache_for, progress=progress)
+    spec = target.activation_spec(WIDE_BITS) if may_widen(config, target, prepared.model.opset) else None
+    fitted = fit_precision(work, decision, with_more, wide=spec, cache_for=cache_for, progress=progress)
     if _unpad(prepared.model, fitted.decision.plan):  # precision took the stem back to float
         fitted = replace(fitted, decision=_decided_again(fitted.decision, with_more))
     if padding and (found := without_useless(prepared, padding, decision.plan, fitted)):
@@ -184,7 +186,7 @@ def _unpad(model: Model, plan: Plan) -> bool:
 
 def _decided_again(decision: Decision, decide_with: Decide) -> Decision:
     """The same decision for the same model after an exact edit."""
-    again = decide_with(decision.more_float)
+    again = decide_with(decision.more_float, decision.wide)
     plan = again.plan.with_weight_bits(decision.narrow, NARROW_BITS)
     return replace(again, plan=plan, narrow=decision.narrow)
 
@@ -228,6 +230,7 @@ def _block_cache(model: Model, plan: Plan, request: Request) -> BlockCache:
     settings["recipe"] = {**recipe, "folds": sorted(recipe["folds"])}
     settings["versions"] = [__version__, ORT_VERSION, np.__version__]
     settings["int8"] = list(plan.int8_nodes)
+    settings["wide"] = list(plan.wide_nodes)
     settings["weights"] = {name: spec.bits for name, spec in plan.weights.items()}
     proto = model_to_proto(model).SerializeToString(deterministic=True)
     return BlockCache(default_cache_folder(), run_key(proto, request.source.fingerprint(), settings))

@@ -34,7 +34,7 @@ def keep_fast(
         rewritten: The same after the exact rewrites that make float faster, too.
         quantized: Its int8 model.
         work: Model, data and settings that it was made with.
-        decide: Makes a decision with more float nodes, each given with the reason.
+        decide: Makes a decision with more float and wide nodes, each given with the reason.
         fitted: Its plan and numbers.
         progress: Called as ``progress(done, total, text)``.
 
@@ -45,7 +45,7 @@ def keep_fast(
     session = make_session(original, threads=threads, name="float", exact_sums=False)
 
     def plan_with(more: Mapping[str, str]) -> Plan:
-        plan = decide({**fitted.decision.more_float, **more}).plan
+        plan = decide({**fitted.decision.more_float, **more}, fitted.decision.wide).plan
         return plan.with_weight_bits(fitted.decision.narrow, NARROW_BITS)
 
     def build(more: Mapping[str, str]) -> onnx.ModelProto:
@@ -82,7 +82,7 @@ def _for_timing(model: Model, plan: Plan, known: Scales) -> onnx.ModelProto:
     qparams = dict(known.qparams)
     for name, spec in plan.activations.items():
         source = plan.source_of(name)
-        if source not in qparams:
+        if source not in qparams or qparams[source].spec != spec:
             middle = np.array((spec.qmin + spec.qmax + 1) // 2, spec.dtype)
             qparams[source] = QParams(np.array(0.05, np.float32), middle, spec)
     return _build(model, plan, Scales(qparams, known.parameters))

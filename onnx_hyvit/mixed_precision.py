@@ -1,7 +1,7 @@
 """The pipeline's step from a plan to numbers: what goes back to float because that is worth its time, then scales.
 
 With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for,
-or until top-1 on labelled samples is as high.
+or until top-1 on labelled samples is as high. Targets with 16-bit kernels then get 16-bit activations first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .costs import BORROWED, Profile, find_profile, pose_problem
 from .graph import model_to_proto
 from .insert_qdq import insert_qdq
 from .limits import Reached, Top1
-from .numerics import QParams
+from .numerics import QParams, QuantSpec
 from .placement import Plan
 from .planning import Decision
 from .precision import NARROW_BITS, Budget, Effects, find_front, measure_effects
@@ -31,6 +31,9 @@ from .weight_widths import DIVERGENCE, LEFT, NarrowWeights, describe_widths, pre
 logger = logging.getLogger(__name__)
 SAMPLES = 16
 LAYERS_COST = 0.5  # share of its float time that int8 is taken to save a layer at least, with borrowed costs
+# share of what int8 saves that 16-bit activations are taken to lose: no such kernel was measured; by 8-bit weights they
+# take two 8-bit products instead of one, and twice the bytes of 8-bit maps, half of those of float ones
+WIDE_COST = 0.5
 SOUND = 0.03  # predicted divergence before reconstruction, which takes about two thirds away
 WORTH = 2e-3  # divergence (nats where the outputs are probabilities) that is worth all of the plan's time
 BYTES = 0.15  # what a share of the weights' bytes counts beside the same share of time
@@ -45,7 +48,7 @@ BUDGETS = {
 ROUNDS = 5  # of scales for a limit on the divergence
 LEAST_SHARE = 0.125
 TIGHTER = 0.8  # each round aims a little lower than what the last one's ratio of found to predicted asks for
-Decide = Callable[[Mapping[str, str]], Decision]
+Decide = Callable[[Mapping[str, str], Mapping[str, str]], Decision]  # float nodes, wide nodes -> decision
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def fit_precision(
     decision: Decision,
     decide: Decide,
     *,
+    wide: QuantSpec | None = None,
     cache_for: Callable[[Plan], BlockCache | None] = lambda plan: None,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -76,22 +80,23 @@ def fit_precision(
     Args:
         work: Model, data and settings.
         decision: The plan to start from.
-        decide: Makes a decision with more float nodes, each given with the reason.
+        decide: Makes a decision with more float nodes and more wide ones, each given with the reason.
+        wide: Spec of 16-bit activations that a ``max_drop`` may raise nodes to; None where there are no kernels.
         cache_for: Cache of finished blocks for a plan.
         progress: Called as ``progress(done, total, text)``.
     """
     max_drop = work.config.max_drop
     spend = work.recipe.precision and work.config.mode == "partial"
-    first = first_scales(work, decision.plan, progress)
+    first = first_scales(work, decision.plan, progress, [wide, replace(wide, bits=8)] if wide else ())
 
     def numbers(plan: Plan) -> Scales:
         return find_scales(work, plan, first, cache_for(plan), progress)
 
     if work.config.is_auto:
-        return _fit_widths(work, _Weighed(work, decision, first), decide, first, cache_for, spend, progress)
+        return _fit_widths(work, _Weighed(work, decision, first, wide), decide, first, cache_for, spend, progress)
     if not spend and max_drop is None:
         return Fitted(decision, numbers(decision.plan))
-    weighed = _Weighed(work, decision, first)
+    weighed = _Weighed(work, decision, first, wide)
     if max_drop is None:
         chosen, _, summary = weighed.choose(decide, None, spend)
         return Fitted(chosen, numbers(chosen.plan), summary)
@@ -144,12 +149,13 @@ def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales]
     asked, most = weighed.asked
     limit: float | None = None
     best: tuple[float, Fitted] | None = None
-    tried: list[tuple[str, ...]] = []
+    tried: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     for _ in range(ROUNDS):
         chosen, predicted, summary = weighed.choose(decide, limit, spend)
-        if chosen.plan.int8_nodes in tried:
+        nodes = chosen.plan.int8_nodes, tuple(chosen.plan.wide_nodes)
+        if nodes in tried:
             break
-        tried.append(chosen.plan.int8_nodes)
+        tried.append(nodes)
         scales = numbers(chosen.plan)
         reached = weighed.reached(chosen.plan, scales)
         if best is None or reached.value < best[0]:
@@ -168,7 +174,7 @@ def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales]
 def predicted_divergence(work: Work, decision: Decision, progress: Progress | None = None) -> float:
     """What the roundings of a decision's plan do to the outputs, by one backward pass; see ``precision``."""
     weighed = _Weighed(work, decision, first_scales(work, decision.plan, progress))
-    return weighed.choose(lambda more: decision, None, False)[1]
+    return weighed.choose(lambda more, wide: decision, None, False)[1]
 
 
 class _Feeds:
@@ -184,8 +190,11 @@ class _Feeds:
 class _Weighed:
     """Effects of a plan's roundings beside what they cost, measured once for all limits."""
 
-    def __init__(self, work: Work, decision: Decision, first: Mapping[str, QParams]) -> None:
+    def __init__(
+        self, work: Work, decision: Decision, first: Mapping[str, QParams], wide: QuantSpec | None = None
+    ) -> None:
         self._work, self._decision = work, decision
+        self._wide_cost = None if wide is None else WIDE_COST
         self._judge: Divergence | None = None
         proto = model_to_proto(work.model)
         self._reference = work.reference or proto
@@ -225,7 +234,8 @@ class _Weighed:
         that take away at least twice the share of divergence and as much as the time is worth, see ``WORTH``; bytes of
         float weights count as time, see ``BYTES``;
         ``speed`` takes only what costs nothing; ``size`` leaves layers (their small weights) alone. So do other widths
-        than 8 bits, which were asked for: there only glue may become float. A limit overrides all that.
+        than 8 bits, which were asked for: there only glue may become float. A limit overrides all that, and may raise
+        nodes to 16-bit activations.
 
         Args:
             decide: See ``fit_precision``.
@@ -236,9 +246,14 @@ class _Weighed:
         asked = config.is_auto or (config.weight_bits, config.activation_bits) != (8, 8)
         budget = BUDGETS[config.objective] if spend else NOTHING
         budget = replace(budget, limit=limit, layers=budget.layers and not asked)
-        care = None if self._profile else LAYERS_COST
         front = find_front(
-            self._work.model.graph, self._problem, self._effects, budget, care, self._decision.plan.carried_nodes
+            self._work.model.graph,
+            self._problem,
+            self._effects,
+            budget,
+            layers_cost=None if self._profile else LAYERS_COST,
+            carried=self._decision.plan.carried_nodes,
+            wide_cost=None if limit is None else self._wide_cost,
         )
         summary = {
             "costs": self._costs.target,
@@ -246,9 +261,9 @@ class _Weighed:
             **front.to_dict(),
             "unknown": self._unknown(),
         }
-        chosen = front.float_nodes()
         predicted = front.steps[-1].divergence if front.steps else front.divergence
-        return decide(chosen) if chosen else self._decision, predicted, summary
+        chosen = decide(front.float_nodes(), front.wide_nodes()) if front.steps else self._decision
+        return chosen, predicted, summary
 
     @property
     def asked(self) -> tuple[float | str, float]:

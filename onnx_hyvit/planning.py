@@ -28,6 +28,8 @@ class Decision:
         more_float: Further nodes that are float, each with the reason.
         full: Whether mode full was asked for, in which speed decides nothing.
         narrow: Weights that got 4 bits.
+        wide: Nodes that were asked to have 16-bit activations, each with the reason; ``plan.wide_nodes`` are those that
+            have them.
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class Decision:
     more_float: Mapping[str, str] = field(default_factory=dict)
     full: bool = False
     narrow: frozenset[str] = frozenset()
+    wide: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the report."""
@@ -57,6 +60,7 @@ def decide(
     float_nodes: Collection[str] = (),
     earlier: Decision | None = None,
     more_float: Mapping[str, str] | None = None,
+    wide: Mapping[str, str] | None = None,
 ) -> Decision:
     """Plan ``model`` for ``target`` and ``config.objective``.
 
@@ -69,6 +73,7 @@ def decide(
         earlier: Decision for the same model, perhaps before an exact rewrite; its regions and its further float nodes
             are kept instead of chosen anew.
         more_float: More nodes to keep float, each with the reason.
+        wide: More nodes to give 16-bit activations, each with the reason; beside those of ``earlier``.
 
     Returns:
         The decision; the same arguments give the same one.
@@ -77,20 +82,21 @@ def decide(
     if config.objective == "size" or full:
         target = target.with_small_weights()
     more = {**(earlier.more_float if earlier else {}), **(more_float or {})}
+    wide = {**(earlier.wide if earlier else {}), **(wide or {})}
     asked = {**more, **dict.fromkeys(float_nodes, ASKED)}
     if earlier is None:
         profile = profile_for(target, config)
-        plan = _plan(model, shapes, target, config, asked)
+        plan = _plan(model, shapes, target, config, asked, wide)
         choice = choose_float(model, plan, shapes, profile, config.objective) if profile else None
     else:
         profile, choice, plan = earlier.profile, earlier.choice, None
     known = {node.name for node in model.graph.nodes}
     chosen = {name: reason for name, reason in (choice.float_nodes() if choice else {}).items() if name in known}
     if chosen or plan is None:
-        plan = _plan(model, shapes, target, config, {**chosen, **asked})
+        plan = _plan(model, shapes, target, config, {**chosen, **asked}, wide)
     if profile is not None:
         plan = _with_faster_forms(model, shapes, plan, profile, config)
-    return Decision(plan, config.objective, profile, choice, more, full)
+    return Decision(plan, config.objective, profile, choice, more, full, wide=wide)
 
 
 def _with_faster_forms(
@@ -171,6 +177,7 @@ def _plan(
     target: Target,
     config: QuantConfig,
     float_nodes: Mapping[str, str],
+    wide: Mapping[str, str] | None = None,
 ) -> Plan:
     return make_plan(
         model,
@@ -181,6 +188,7 @@ def _plan(
         residual=config.residual,
         float_nodes=float_nodes,
         full=_full_mode(config),
+        wide_nodes=wide,
     )
 
 

@@ -60,6 +60,8 @@ def _describe_plan(plan: Plan, model: onnx.ModelProto) -> dict[str, Any]:
         "emulated": {name: f"{codes.describe()}, emulated" for name, codes in plan.log_codes.items()},
         "int8_nodes": len(plan.int8_nodes),
         "carried_nodes": len(plan.carried_nodes),
+        "wide_nodes": dict(plan.wide_nodes),
+        "converted_tensors": len(plan.conversions),
         "written_as_convolutions": written,
         "float_nodes": dict(plan.float_nodes),
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -13,8 +13,8 @@ from .blocks import Structure
 from .calibration import Source
 from .config import QuantConfig
 from .graph import Model, model_to_proto
-from .numerics import QParams
-from .placement import Plan
+from .numerics import QParams, QuantSpec
+from .placement import Conversion, Plan, converted_name
 from .recipes import Recipe
 from .reconstruct import BlockCache, Reconstructed, reconstruct
 from .runtime import Progress
@@ -63,9 +63,19 @@ class Scales:
     reconstructed: Reconstructed | None = None
 
 
-def first_scales(work: Work, plan: Plan, progress: Progress | None = None) -> dict[str, QParams]:
-    """Scales from statistics alone, see ``activation_scales``."""
-    config = work.config
+def first_scales(
+    work: Work, plan: Plan, progress: Progress | None = None, widths: Sequence[QuantSpec] = ()
+) -> dict[str, QParams]:
+    """Scales from statistics alone, see ``activation_scales``.
+
+    Args:
+        work: Model, data and settings.
+        plan: Where Q/DQ pairs go.
+        progress: Called as ``progress(done, total, text)``.
+        widths: Specs that activations may get in plans to come; their scales are found in the same pass over the data,
+            under the names that conversions have.
+    """
+    config, plan = work.config, _with_widths(plan, widths)
     half = config.max_memory // 2 if config.max_memory else None
     found = activation_qparams(
         model_to_proto(work.model),
@@ -77,6 +87,23 @@ def first_scales(work: Work, plan: Plan, progress: Progress | None = None) -> di
         progress=progress,
     )
     return found | weight_scales(work.model, plan, work.recipe)
+
+
+def _with_widths(plan: Plan, widths: Sequence[QuantSpec]) -> Plan:
+    """The plan with a conversion of every activation to each of ``widths`` that it has no scale for; none is read."""
+    own = {name: spec for name, spec in plan.activations.items() if name not in plan.conversions}
+    more = {
+        converted_name(name, each): (name, each)
+        for each in widths
+        for name, spec in own.items()
+        if spec != each or name in plan.tied
+    }
+    more = {name: entry for name, entry in more.items() if name not in plan.activations}
+    return replace(
+        plan,
+        activations={**plan.activations, **{name: spec for name, (_, spec) in more.items()}},
+        conversions={**plan.conversions, **{name: Conversion(tensor, ()) for name, (tensor, _) in more.items()}},
+    )
 
 
 def find_scales(
@@ -91,7 +118,8 @@ def find_scales(
     Args:
         work: Model, data and settings.
         plan: Where Q/DQ pairs go.
-        first: Scales from statistics, of this plan or one with more int8 nodes; found here when None.
+        first: Scales from statistics, of this plan or one with more int8 nodes, see ``first_scales``; found here when
+            None.
         cache: Finished blocks of an interrupted run.
         progress: Called as ``progress(done, total, text)``.
     """
@@ -123,6 +151,12 @@ def find_scales(
 def _of_plan(plan: Plan, known: Mapping[str, QParams]) -> dict[str, QParams] | None:
     """The scales that ``plan`` needs out of ``known``; None when one is missing or of another type."""
     wanted = {name: spec for name, spec in plan.activations.items() if name not in plan.tied} | dict(plan.weights)
-    if any(name not in known or known[name].spec != spec for name, spec in wanted.items()):
-        return None
-    return {name: known[name] for name in wanted}
+    found = {}
+    for name, spec in wanted.items():
+        tensor = plan.values_of(name)
+        names = (name, tensor, converted_name(tensor, spec))
+        scale = next((known[each] for each in names if each in known and known[each].spec == spec), None)
+        if scale is None:
+            return None
+        found[name] = scale
+    return found

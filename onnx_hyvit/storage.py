@@ -21,13 +21,27 @@ _GEMM_NOTE = (
 )
 
 
-def load_for(model: str | os.PathLike[str] | bytes | onnx.ModelProto, config: QuantConfig) -> Model:
-    """Load a float model with the opset that the result needs, see ``QuantConfig.needed_opset``.
+def may_widen(config: QuantConfig, target: Target, opset: int = WIDE_OPSET) -> bool:
+    """Whether ``max_drop`` may raise nodes to 16-bit activations: it is set, and the target has kernels for them.
+
+    Args:
+        config: Settings.
+        target: Rules of the runtime.
+        opset: Opset of the model.
+    """
+    able = target.int16_activations == "native" and target.opsets[1] >= WIDE_OPSET and opset >= WIDE_OPSET
+    return able and config.max_drop is not None and config.activation_bits <= 8
+
+
+def load_for(model: str | os.PathLike[str] | bytes | onnx.ModelProto, config: QuantConfig, target: Target) -> Model:
+    """Load a float model with the opset that the result needs, see ``QuantConfig.needed_opset`` and ``may_widen``.
 
     Raises:
-        ModelError: The file is unusable, or its opset cannot be raised as far.
+        ModelError: The file is unusable, or its opset cannot be raised as far as the widths asked for need it; where
+            only ``max_drop`` could use a higher one, it does without.
     """
-    loaded = load_model(model, config.needed_opset)
+    opset = max(config.needed_opset, WIDE_OPSET) if may_widen(config, target) else config.needed_opset
+    loaded = load_model(model, opset)
     if config.is_wide and loaded.opset < WIDE_OPSET:
         raise ModelError(
             f"{loaded.path}: opset {loaded.opset} cannot be raised to {WIDE_OPSET}, which {_asked(config)} needs; "
@@ -79,6 +93,8 @@ def describe_storage(config: QuantConfig, target: Target, packed: Packed | None)
     notes = []
     if config.is_wide and config.opset < WIDE_OPSET:
         notes.append(f"opset: model: raised to {WIDE_OPSET}, which {_asked(config)} needs (asked for: {config.opset})")
+    elif may_widen(config, target) and config.opset < WIDE_OPSET:
+        notes.append(f"opset: model: raised to {WIDE_OPSET}, for max_drop may raise activations to 16 bits")
     if config.activation_bits > 8 and target.int16_activations == "float":
         whose = "ONNX Runtime's CPU" if target.cpu_kernels else f"target {target.name}"
         notes.append(f"int16-activations: model: not accelerated: {whose} has no 16-bit kernels, layers run in float")

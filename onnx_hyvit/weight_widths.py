@@ -41,7 +41,7 @@ class NarrowWeights:
         self._scales = weight_scales(work.model, narrow, work.recipe)
         self._effects = measure_effects(
             model_to_proto(work.model),
-            replace(narrow, activations={}, tied={}),
+            replace(narrow, activations={}, tied={}, conversions={}),
             self._scales,
             work.shapes,
             (feeds for _, feeds in work.source),

@@ -17,12 +17,13 @@ from onnx_hyvit.runtime import make_session, observe_shapes
 from onnx_hyvit.targets import load_target
 
 HEADER = '<ir_version: 9, opset_import: ["" : 20]>\n'
+HEADER_21 = '<ir_version: 10, opset_import: ["" : 21]>\n'
 ORT = load_target("ort-x86")
 
 
-def parse(text: str, **initializers: np.ndarray) -> Model:
+def parse(text: str, header: str = HEADER, **initializers: np.ndarray) -> Model:
     """A model from the text of its graph; nodes are named by their first output."""
-    proto = onnx.parser.parse_model(HEADER + text)
+    proto = onnx.parser.parse_model(header + text)
     for name, value in initializers.items():
         proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     for node in proto.graph.node:
@@ -69,8 +70,10 @@ def values_of(proto: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndar
 
 def minmax(model: Model, plan: Plan, feeds: dict[str, np.ndarray]) -> dict[str, QParams]:
     names = [name for name in plan.activations if name not in plan.tied]
-    values = values_of(model_to_proto(model), names, feeds)
-    return {name: qparams_from_range(values[name].min(), values[name].max(), plan.activations[name]) for name in names}
+    tensors = {name: plan.values_of(name) for name in names}
+    values = values_of(model_to_proto(model), list(dict.fromkeys(tensors.values())), feeds)
+    ranges = {name: (values[tensor].min(), values[tensor].max()) for name, tensor in tensors.items()}
+    return {name: qparams_from_range(*ranges[name], plan.activations[name]) for name in names}
 
 
 def quantize(model: Model, target=ORT, **options) -> tuple[Plan, onnx.ModelProto, dict[str, np.ndarray]]:

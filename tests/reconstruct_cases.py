@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from qdq_graphs import parse, weight
+from qdq_graphs import HEADER, parse, weight
 
 from onnx_hyvit.activation_scales import activation_qparams, weight_scales
 from onnx_hyvit.config import QuantConfig
@@ -22,10 +22,11 @@ GRAPH = """g (float[N,16,8,8] x) => (float[N,8] y) {
 DATA = np.random.default_rng(0).standard_normal((16, 16, 8, 8)).astype(np.float32)
 
 
-def graph():
+def graph(header: str = HEADER):
     """A small convolutional graph with a residual addition and a classifier."""
     return parse(
         GRAPH,
+        header,
         w1=weight(16, 16, 3, 3), b1=np.zeros(16, np.float32),
         w2=weight(16, 1, 3, 3, seed=1), b2=np.ones(16, np.float32),
         w3=weight(16, 16, 1, 1, seed=2),
@@ -34,8 +35,8 @@ def graph():
     )  # fmt: skip
 
 
-def prepared_for(bits: str, model, data, biases: int = 1):
-    """Rewritten model, plan, scales, source and data."""
+def prepared_for(bits: str, model, data, biases: int = 1, wide: tuple[str, ...] = ()):
+    """Rewritten model, plan (with 16 bits for ``wide`` nodes), scales, source and data."""
     config = QuantConfig(bits=bits, samples=None, batch_size=4)
     source = open_calibration(model, {"x": data}, config)
     prepared = prepare(model, config)
@@ -47,6 +48,7 @@ def prepared_for(bits: str, model, data, biases: int = 1):
             adapted_target(config),
             weight_bits=config.weight_bits,
             activation_bits=config.activation_bits,
+            wide_nodes=dict.fromkeys(wide, "a test"),
         )
 
     plan = plan_now()

@@ -166,6 +166,7 @@ MAY_IMPORT = {
         "request",
         "runtime",
         "scales",
+        "storage",
     },
     "convert": {
         "channel_padding",

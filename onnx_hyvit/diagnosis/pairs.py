@@ -11,6 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Gather", "Expand"})
 _INPUT_SUFFIX = "_QuantizeLinear_Input"
+_RESULT_SUFFIX = "_DequantizeLinear_Output"
 _CODES_SUFFIX = "_quantized"
 
 
@@ -19,7 +20,8 @@ class ActivationPair:
     """An activation that passes QuantizeLinear, perhaps a Clip of its codes, and DequantizeLinear.
 
     Args:
-        tensor: Its name in the float model, where it kept one.
+        tensor: Its name in the float model, where it kept one; that of its result where it converts codes to another
+            width, or quantizes once more what another pair quantizes already.
         source: Tensor that is quantized.
         results: Outputs of the DequantizeLinear nodes.
         dequantizers: Positions of these nodes in the graph.
@@ -167,9 +169,12 @@ def _pair(
     low, high = ((bound - zero) * scale.astype(np.float64) * factor for bound in bounds)
     maker = index.maker.get(node.input[0])
     before = found.get(nodes[maker].input[0]) if maker is not None and nodes[maker].op_type in MOVES else None
+    again = any(pair.source == node.input[0] for pair in found.values())
+    converted = maker is not None and nodes[maker].op_type == "DequantizeLinear"
+    result = nodes[next(iter(readers))].output[0]
     tied = before is not None and np.array_equal(before.scale, scale) and np.array_equal(before.zero_point, zero)
     return ActivationPair(
-        tensor=node.input[0].removesuffix(_INPUT_SUFFIX),
+        tensor=result.removesuffix(_RESULT_SUFFIX) if converted or again else node.input[0].removesuffix(_INPUT_SUFFIX),
         source=node.input[0],
         results=tuple(nodes[reader].output[0] for reader in readers),
         dequantizers=tuple(readers),

@@ -80,7 +80,7 @@ def insert_biases(
 
 def insert_constants(graph: gs.Graph, nodes: Nodes, tensors: Tensors, plan: Plan) -> None:
     """Store the constant operands of int8 additions, products and concatenations as codes."""
-    made: dict[str, gs.Variable] = {}
+    made: dict[tuple[str, int], gs.Variable] = {}
     for name in plan.int8_nodes:
         node = nodes[name]
         if name in plan.absorbed:
@@ -88,12 +88,14 @@ def insert_constants(graph: gs.Graph, nodes: Nodes, tensors: Tensors, plan: Plan
         for index, tensor in enumerate(node.inputs):
             if tensor.name not in plan.constants:
                 continue
-            if tensor.name not in made:
+            spec = plan.constant_spec(tensor.name, name)
+            key = (tensor.name, spec.bits)
+            if key not in made:
                 values = _value(tensors[tensor.name])
-                qparams = qparams_from_range(values.min(), values.max(), plan.constants[tensor.name])
+                qparams = qparams_from_range(values.min(), values.max(), spec)
                 codes = quantize(values, qparams)
-                made[tensor.name] = _dequantized(graph, tensor.name, codes, qparams.scale, qparams.zero_point, None)
-            node.inputs[index] = made[tensor.name]
+                made[key] = _dequantized(graph, tensor.name, codes, qparams.scale, qparams.zero_point, None)
+            node.inputs[index] = made[key]
 
 
 def _readers(nodes: Nodes, plan: Plan) -> dict[str, list[gs.Node]]:

@@ -3,7 +3,8 @@
 Names: the pair of tensor ``t`` is ``t_QuantizeLinear`` and ``t_DequantizeLinear``. When an int8 node makes ``t``, the
 name ``t`` moves to the pair's output, so that every reader (graph outputs and bodies of If and Loop too) sees the
 quantized value under the old name, and the node itself writes ``t_QuantizeLinear_Input``. When a float node makes
-``t``, it keeps its name and int8 nodes read ``t_DequantizeLinear_Output``.
+``t``, it keeps its name and int8 nodes read ``t_DequantizeLinear_Output``. Converted codes have a name in the plan,
+which is that of the tensor that their readers read.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from ..errors import CalibrationError, ModelError
-from ..graph.edit import add_node, new_constant, new_variable, replace_uses, scalar_of
+from ..graph.edit import add_node, new_variable, replace_uses, scalar_of
 from ..graph.io import Model, Origin
 from ..numerics import QParams, quantize
 from ..placement import Plan
+from .conversions import insert_conversions
 from .fold_scale import find_products, fold_scales, product_scales
 from .initializers import insert_biases, insert_constants, insert_weights
 from .linear_to_convolution import linear_to_convolution
 from .log_softmax import emulate_log_codes, functions_of, with_functions
+from .pair import Limits, add_params, write_pair
 from .resize_to_gather import resize_to_gather
 
 MIN_OPSET = 13
@@ -57,6 +60,7 @@ def insert_qdq(
     graph = model.graph.copy()
     nodes = {node.name: node for node in graph.nodes}
     _write_parameters(nodes, plan, parameters or {})
+    shared = insert_conversions(graph, plan, {name: _params_of(name, plan, qparams) for name in plan.conversions})
     plan, qparams = linear_to_convolution(graph, plan, qparams)
     plan = resize_to_gather(graph, plan)
     tensors = graph.tensors()
@@ -68,18 +72,16 @@ def insert_qdq(
     insert_constants(graph, nodes, tensors, plan)
     docs = dict(model.origin.node_docs)
     producers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
-    shared: dict[str, tuple[gs.Constant, gs.Constant]] = {}
     for name, params in scales.items():
+        if name in plan.conversions:
+            continue
         if name in plan.log_codes:
             emulate_log_codes(graph, producers[name], plan.log_codes[name], _largest(params))
             continue
         tensor, source = tensors[name], plan.source_of(name)
         limits = _fold_clip(graph, plan, tensor, params)
         if source not in shared:
-            shared[source] = (
-                new_constant(graph, f"{source}_scale", params.scale),
-                new_constant(graph, f"{source}_zero_point", params.zero_point),
-            )
+            shared[source] = add_params(graph, source, params)
         limits = None if name in plan.tied else limits
         _insert_pair(graph, plan, tensor, shared[source], params, limits, docs)
     fold_scales(graph, products)
@@ -109,7 +111,7 @@ def _write_parameters(nodes: Mapping[str, gs.Node], plan: Plan, values: Mapping[
                 tensor.values = np.ascontiguousarray(values[tensor.name], np.float32).reshape(tensor.values.shape)
 
 
-def _fold_clip(graph: gs.Graph, plan: Plan, tensor: gs.Tensor, params: QParams) -> tuple[int, int] | None:
+def _fold_clip(graph: gs.Graph, plan: Plan, tensor: gs.Tensor, params: QParams) -> Limits | None:
     """Remove the Relu or Clip that an int8 node absorbed in front of ``tensor``; returns the codes that stay allowed.
 
     ``Q`` is monotone, so ``Q(clip(x, low, high)) = clip(Q(x), Q(low), Q(high))`` exactly.
@@ -117,7 +119,8 @@ def _fold_clip(graph: gs.Graph, plan: Plan, tensor: gs.Tensor, params: QParams) 
     spec = params.spec
     low, high = spec.qmin, spec.qmax
     node = tensor.inputs[0] if tensor.inputs else None
-    if plan.fold_clip and node is not None and node.name in plan.absorbed and node.op in ("Relu", "Clip"):
+    folds = plan.fold_clip and spec.bits <= 8  # no runtime clips 16-bit codes
+    if folds and node is not None and node.name in plan.absorbed and node.op in ("Relu", "Clip"):
         bottom = 0.0 if node.op == "Relu" else _limit(node, 1)
         top = None if node.op == "Relu" else _limit(node, 2)
         low = low if bottom is None else int(quantize(np.float32(bottom), params))
@@ -143,12 +146,12 @@ def _insert_pair(
     tensor: gs.Tensor,
     params: tuple[gs.Constant, gs.Constant],
     qparams: QParams,
-    limits: tuple[int, int] | None,
+    limits: Limits | None,
     docs: dict[str, onnx.NodeProto],
 ) -> None:
     """Put Q, Clip of the codes when ``limits`` ask for it, and DQ on ``tensor``."""
     on_codes = plan.on_codes
-    stem, dtype, shape = tensor.name, qparams.spec.dtype, tensor.shape
+    stem, shape = tensor.name, tensor.shape
     made_in_int8 = bool(tensor.inputs) and tensor.inputs[0].name in on_codes
     if made_in_int8:
         producer = tensor.inputs[0]
@@ -168,16 +171,7 @@ def _insert_pair(
         behind = new_variable(graph, f"{stem}_Shield_Output", np.float32, shape)
         add_node(graph, "Sum", [source], [behind], stem=f"{stem}_Shield")
         source = behind
-    codes = new_variable(graph, f"{stem}_QuantizeLinear_Output", dtype, shape)
-    attrs = {"axis": qparams.spec.axis} if per_channel else {}
-    add_node(graph, "QuantizeLinear", [source, *params], [codes], stem=f"{stem}_QuantizeLinear", attrs=attrs)
-    if limits is not None:
-        words = zip(("min", "max"), limits, strict=True)
-        bounds = [new_constant(graph, f"{stem}_code_{word}", np.array(value, dtype)) for word, value in words]
-        clipped = new_variable(graph, f"{stem}_Clip_Output", dtype, shape)
-        add_node(graph, "Clip", [codes, *bounds], [clipped], stem=f"{stem}_Clip")
-        codes = clipped
-    add_node(graph, "DequantizeLinear", [codes, *params], [result], stem=f"{stem}_DequantizeLinear", attrs=attrs)
+    write_pair(graph, stem, source, result, params, qparams, limits)
 
 
 def _has_kernel(tensor: gs.Tensor) -> bool:

@@ -30,17 +30,19 @@ def refine_full(graph: gs.Graph, plan: Plan, full: FullMode, bits: int) -> Plan:
     activations = dict(plan.activations)
     if full.norm_channels:
         activations |= _norm_specs(graph, plan)
-    fixed = {name: UNIT for name in outputs if name in activations and name not in measured}
+    known = [name for name in activations if plan.values_of(name) in outputs]
+    fixed = dict.fromkeys((name for name in known if name not in measured), UNIT)
     return replace(plan, activations=activations, fixed=fixed, log_codes=codes)
 
 
 def _log_codes(outputs: Mapping[str, gs.Node], plan: Plan, wanted: LogCodes | None, bits: int) -> dict[str, LogCodes]:
-    """Logarithmic codes where the softmax runs along the last axis and no movement works on its uniform codes."""
+    """Logarithmic codes where the softmax runs along the last axis and its uniform codes are not moved or converted."""
     if wanted is None:
         return {}
     codes = replace(wanted, bits=wanted.bits or bits)
-    moved = set(plan.tied.values())
-    return {name: codes for name, node in outputs.items() if _runs_along_last(node) and name not in moved}
+    moved = {*plan.tied.values(), *(each.tensor for each in plan.conversions.values())}
+    chosen = {name: node for name, node in outputs.items() if name not in moved and node.name not in plan.wide_nodes}
+    return {name: codes for name, node in chosen.items() if _runs_along_last(node)}
 
 
 def _runs_along_last(node: gs.Node) -> bool:
@@ -50,7 +52,8 @@ def _runs_along_last(node: gs.Node) -> bool:
 
 def _norm_specs(graph: gs.Graph, plan: Plan) -> dict[str, QuantSpec]:
     """Inputs of LayerNormalization that a node makes in float, and that nothing else reads as codes."""
-    on_codes, paired, moved = plan.on_codes, set(plan.paired), set(plan.tied.values())
+    on_codes, paired = plan.on_codes, set(plan.paired)
+    moved = {*plan.tied.values(), *(each.tensor for each in plan.conversions.values())}
     found = {}
     for tensor in graph.tensors().values():
         maker, rank = producer_of(tensor), rank_of(tensor)

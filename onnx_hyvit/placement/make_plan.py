@@ -14,6 +14,7 @@ from ..targets import Target
 from .colouring import CARRIED, INT8, PAIRED, Colouring, colour_nodes
 from .full_mode import refine_full
 from .plan import BiasSpec, FullMode, Plan
+from .widths import WIDE_BITS, Widths
 
 ASKED = "asked to stay float"
 
@@ -29,6 +30,7 @@ def make_plan(
     float_nodes: Collection[str] | Mapping[str, str] = (),
     int8_nodes: Collection[str] = (),
     full: FullMode | None = None,
+    wide_nodes: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide which tensors are quantized.
 
@@ -44,6 +46,8 @@ def make_plan(
         int8_nodes: Names of additions and other glue that are int8 wherever the target has a kernel for them.
         full: Mode full, and how: also quantize what the target lists for it (attention products, softmax, norms,
             activations). None is mode partial.
+        wide_nodes: Names of nodes to give 16-bit activations, each with the reason; those that are not int8 are left
+            out, and what moves their codes is wide, too. Nothing changes where all activations have 16 bits.
 
     Returns:
         The plan; every node is in exactly one of ``int8_nodes``, ``carried_nodes`` and ``float_nodes``.
@@ -53,6 +57,7 @@ def make_plan(
         ConfigError: A name in ``float_nodes`` or ``int8_nodes`` is no node of the graph, or is in both.
     """
     _check_names(model.graph, float_nodes, int8_nodes)
+    wanted = wide_nodes if wide_nodes and activation_bits < WIDE_BITS else {}
     if full is not None and not target.full:
         raise TargetError(
             f"target {target.name} has no rules for mode full; use mode partial, or give it a [full] table"
@@ -60,7 +65,8 @@ def make_plan(
     mode = target.residual if residual == "auto" else residual
     reasons = dict(float_nodes) if isinstance(float_nodes, Mapping) else dict.fromkeys(float_nodes, ASKED)
     colours = colour_nodes(model.graph, shapes, target, mode, reasons, frozenset(int8_nodes), full is not None)
-    activations, tied = _activations(model.graph, colours, target, activation_bits)
+    widths = Widths(model.graph, colours, wanted, target.activation_spec(WIDE_BITS), target.activation_spec(8))
+    activations, tied = _activations(model.graph, colours, widths, target, activation_bits)
     plan = Plan(
         target=target.name,
         int8_nodes=_named(model.graph, colours, INT8),
@@ -68,11 +74,13 @@ def make_plan(
         float_nodes=dict(colours.reasons),
         activations=activations,
         weights=_weights(colours, target, weight_bits),
-        biases={} if target.float_bias else _biases(colours),
+        biases={} if target.float_bias else _biases(colours, widths),
         constants=_constants(model.graph, colours, target.activation_spec(max(8, activation_bits))),
         tied=tied,
         absorbed=dict(colours.absorbed),
         paired=_named(model.graph, colours, PAIRED),
+        wide_nodes=widths.nodes,
+        conversions=widths.conversions,
         fold_clip=target.fold_clip and activation_bits <= 8,
         shield_float=target.shield_float,
         mismatched_pairs=target.mismatched_pairs,
@@ -95,7 +103,7 @@ def _named(graph: gs.Graph, colours: Colouring, colour: str) -> tuple[str, ...]:
 
 
 def _activations(
-    graph: gs.Graph, colours: Colouring, target: Target, bits: int
+    graph: gs.Graph, colours: Colouring, widths: Widths, target: Target, bits: int
 ) -> tuple[dict[str, QuantSpec], dict[str, str]]:
     """Quantized tensors in graph order, and which share another's scale.
 
@@ -104,35 +112,34 @@ def _activations(
     layer, and narrower ones would neither be faster nor smaller. With 16 bits all have them: kernels of such runtimes
     take operands of one type. Operands of an int8 product of attention count as read by a layer.
     """
-    spec = target.activation_spec(max(8, bits))
-    activations: dict[str, QuantSpec] = {}
+    names: dict[str, None] = {}
     tied: dict[str, str] = {}
     for node in graph.nodes:
         if not colours.is_int8(node) or node.name in colours.absorbed:
             continue
-        inputs = colours.quantized_inputs(node)
-        for tensor in inputs:
-            activations.setdefault(tensor.name, spec)
+        inputs = [widths.read_by(node, tensor) for tensor in colours.quantized_inputs(node)]
+        names.update(dict.fromkeys(inputs))
         for tensor in node.outputs if colours.of(node) == CARRIED else [colours.unit_output(node)]:
             if tensor.name in colours.float_outputs:
                 continue
-            activations.setdefault(tensor.name, spec)
+            names.setdefault(tensor.name)
             if colours.of(node) == CARRIED:
-                tied[tensor.name] = tied.get(inputs[0].name, inputs[0].name)
-    layers = {unit.activation.name for unit in colours.weighted.values()} | _factors(graph, colours)
-    read = {tied.get(name, name) for name in layers}
-    narrow = target.activation_spec(bits)
-    return {name: narrow if tied.get(name, name) in read else spec for name, spec in activations.items()}, tied
+                tied[tensor.name] = tied.get(inputs[0], inputs[0])
+    layers = {widths.read_by(unit.node, unit.activation) for unit in colours.weighted.values()}
+    read = {tied.get(name, name) for name in layers | _factors(graph, colours, widths)}
+    container, narrow, wide = (target.activation_spec(each) for each in (max(8, bits), bits, WIDE_BITS))
+    specs = {name: narrow if tied.get(name, name) in read else container for name in names}
+    return {name: wide if widths.is_wide(name) else spec for name, spec in specs.items()}, tied
 
 
-def _factors(graph: gs.Graph, colours: Colouring) -> set[str]:
+def _factors(graph: gs.Graph, colours: Colouring, widths: Widths) -> set[str]:
     """Operands of the int8 products of two activations."""
     products = [
         node
         for node in graph.nodes
         if node.op == "MatMul" and colours.of(node) == INT8 and node.name not in colours.weighted
     ]
-    return {tensor.name for node in products for tensor in colours.quantized_inputs(node)}
+    return {widths.read_by(node, tensor) for node in products for tensor in colours.quantized_inputs(node)}
 
 
 def _weights(colours: Colouring, target: Target, bits: int) -> dict[str, QuantSpec]:
@@ -150,7 +157,7 @@ def _is_static(tensor: gs.Tensor) -> bool:
     return tensor.shape is not None and all(isinstance(dim, int) for dim in tensor.shape)
 
 
-def _biases(colours: Colouring) -> dict[str, BiasSpec]:
+def _biases(colours: Colouring, widths: Widths) -> dict[str, BiasSpec]:
     """Biases that become int32 codes.
 
     A runtime turns MatMul and Add into one integer kernel only when shapes are fixed; with free dimensions the bias
@@ -164,7 +171,8 @@ def _biases(colours: Colouring) -> dict[str, BiasSpec]:
             tensor = next(operand for operand in add.inputs if operand is not unit.node.outputs[0])
             node = add
         if tensor is not None and (add is None or _is_static(unit.activation)):
-            biases[name] = BiasSpec(tensor.name, unit.activation.name, unit.weight.name, node.name)
+            read = widths.read_by(unit.node, unit.activation)
+            biases[name] = BiasSpec(tensor.name, read, unit.weight.name, node.name)
     return biases
 
 

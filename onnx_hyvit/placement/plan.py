@@ -26,6 +26,19 @@ class BiasSpec:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """Codes of another width for an activation: it is quantized once more, from what it stands for.
+
+    Args:
+        tensor: The activation.
+        readers: Names of the nodes that read the other codes.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FullMode:
     """What mode full does that a recipe decides.
 
@@ -50,10 +63,10 @@ class Plan:
         int8_nodes: Nodes that run in int8, absorbed ones included, in graph order.
         carried_nodes: Nodes that move int8 codes; their output has the scale of their input.
         float_nodes: Every other node, with the reason.
-        activations: Quantized activation tensors.
+        activations: Quantized activation tensors, converted ones too.
         weights: Quantized weights of int8 nodes; ``axis`` is the output channel's, None for one scale.
         biases: Biases of int8 nodes, keyed by the weighted node's name.
-        constants: Constant operands of int8 additions, products and concatenations.
+        constants: Constant operands of int8 additions, products and concatenations; see ``constant_spec``.
         tied: Activation -> the activation whose scale and zero point it shares (always one that is not tied itself).
         absorbed: Relu, Clip and bias Add nodes that are part of the int8 node before them, with that node's name;
             the tensor between the two is not quantized.
@@ -61,7 +74,10 @@ class Plan:
             compute in float.
         fixed: Activation -> low and high, where they are known without data.
         log_codes: Softmax output (also in ``activations``) -> the logarithmic codes that it has instead, emulated.
-        fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes (else it stays in front of Q).
+        wide_nodes: Nodes with 16-bit codes, each with the reason.
+        conversions: Activation (no tensor of the graph) -> what it is converted from, and who reads it instead.
+        fold_clip: Whether an absorbed Relu or Clip becomes limits of the codes, where these have no more than 8 bits
+            (else it stays in front of Q).
         mismatched_pairs: Whether a DQ may have another scale than its Q, which lets products fold into scales.
         shield_float: Whether a float node between DQ and Q is kept from being run in int8 by the runtime.
         as_convolution: Int8 Gemms that are written as 1x1 convolutions on channels last.
@@ -81,6 +97,8 @@ class Plan:
     paired: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     log_codes: Mapping[str, LogCodes] = field(default_factory=dict)
+    wide_nodes: Mapping[str, str] = field(default_factory=dict)
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
     fold_clip: bool = True
     shield_float: bool = False
     mismatched_pairs: bool = False
@@ -95,6 +113,15 @@ class Plan:
     def source_of(self, tensor: str) -> str:
         """Name of the activation that carries the scale of ``tensor``: itself unless it is tied."""
         return self.tied.get(tensor, tensor)
+
+    def values_of(self, activation: str) -> str:
+        """Name of the tensor of the float graph whose values ``activation`` has: itself unless it is converted."""
+        return self.conversions[activation].tensor if activation in self.conversions else activation
+
+    def constant_spec(self, constant: str, node: str) -> QuantSpec:
+        """Spec of a constant operand of ``node``: as wide as its other operands."""
+        spec = self.constants[constant]
+        return replace(spec, bits=max(spec.bits, 16)) if node in self.wide_nodes else spec
 
     def with_weight_bits(self, weights: Collection[str], bits: int) -> Plan:
         """The plan with other widths of these weights; names that it does not quantize are left out."""

@@ -1,7 +1,8 @@
-"""Which parts of a plan are worth being float: effects of all roundings on the outputs, against their time."""
+"""Which parts of a plan are worth float or 16 bits: effects of all roundings on the outputs, against their time."""
 
-from .choose import Budget, Front, Step, find_front
+from .choose import find_front
 from .effects import Effects, Rounding, measure_effects
+from .front import Budget, Front, Step
 from .widths import NARROW_BITS, Width, choose_widths
 
 __all__ = [

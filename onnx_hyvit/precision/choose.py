@@ -1,104 +1,28 @@
-"""Which units had better be float: the most divergence taken away for the least time.
+"""Which units had better be float, or have 16-bit activations: the most divergence taken away for the least time.
 
 One unit after the other (or two neighbours at once) goes back to float: the one that takes away the largest share of
 the predicted divergence for its share of time, as long as the budget lasts. The steps are a Pareto front of divergence
 and time, as far as greed finds it.
+
+Where a target has 16-bit kernels and a limit asks for it, a step may instead give 16-bit activations to the units that
+keep one tensor in 8 bits: its maker and its readers. That takes away roundings of activations; those of weights stay.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import onnx_graphsurgeon as gs
 
 from ..costs import FLOAT_BYTES, Problem
 from .effects import Effects
+from .front import Budget, Front, Step
 
 LEAST_SHARE = 0.005  # of the divergence: smaller steps are noise
 LEAST_US = 1e-3
 Allowed = Callable[[float, float], bool]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may be spent.
-
-    Args:
-        share: Of the plan's predicted time, 0 to 1; at 0 steps that cost nothing are taken, below 0 none.
-        rate: A step must take away at least this many times the share of divergence that it costs of the time.
-        least: It must take away this much divergence for the whole time, and for a share of it that share of it:
-            where outputs hardly move, nothing is worth time.
-        most: What may be spent instead of ``share`` while the divergence is above ``sound``.
-        sound: Predicted divergence below which a model is sound.
-        limit: Divergence that must be reached, whatever it costs; None asks for nothing.
-        layers: Whether layers (units with weights) may become float while no limit asks for it.
-        bytes: What a share of the weights' bytes counts beside the same share of time; a weight takes three more in
-            float.
-    """
-
-    share: float
-    rate: float
-    least: float = 0.0
-    most: float = 0.0
-    sound: float = float("inf")
-    limit: float | None = None
-    layers: bool = True
-    bytes: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step towards float.
-
-    Args:
-        nodes: Names of the nodes that became float.
-        cost_us: Microseconds that it costs, negative where it gains.
-        divergence: Predicted divergence after it.
-    """
-
-    nodes: tuple[str, ...]
-    cost_us: float
-    divergence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        return {"nodes": list(self.nodes), "cost_us": round(self.cost_us, 2), "divergence": self.divergence}
-
-
-@dataclass(frozen=True)
-class Front:
-    """The steps from the plan towards float.
-
-    Args:
-        divergence: Predicted divergence of the plan.
-        int8_us: Its predicted microseconds.
-        steps: The steps, in the order in which they were taken.
-    """
-
-    divergence: float
-    int8_us: float
-    steps: tuple[Step, ...]
-
-    def float_nodes(self) -> dict[str, str]:
-        """Nodes that are float after all steps, each with the reason."""
-        found: dict[str, str] = {}
-        before = self.divergence
-        for step in self.steps:
-            saved, before = (before - step.divergence) / self.divergence, step.divergence
-            reason = f"float here takes away {saved:.1%} of the predicted divergence for {step.cost_us:.3g} us"
-            found |= dict.fromkeys(step.nodes, reason)
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for reports."""
-        return {
-            "predicted_divergence": self.divergence,
-            "predicted_int8_us": round(self.int8_us, 1),
-            "steps": [step.to_dict() for step in self.steps],
-        }
 
 
 def find_front(
@@ -108,8 +32,9 @@ def find_front(
     budget: Budget,
     layers_cost: float | None = None,
     carried: Collection[str] = (),
+    wide_cost: float | None = None,
 ) -> Front:
-    """Take units back to float while ``budget`` allows it.
+    """Take units back to float, or to 16-bit activations, while ``budget`` allows it.
 
     Args:
         graph: The graph that ``problem`` was posed for.
@@ -119,13 +44,15 @@ def find_front(
         layers_cost: Share of its float time that a layer loses at least when it leaves int8; for costs that were
             measured on another kind of processor. None trusts them.
         carried: Names of nodes that move codes: what they read stays rounded as long as an int8 node behind them is.
+        wide_cost: What 16-bit activations lose of what int8 saves beside float, 0 to 1; every unit, not only layers, is
+            then taken to lose ``layers_cost``. None leaves 16 bits out.
 
     Returns:
         The steps taken.
     """
     whole = problem.cost(frozenset(at for at, unit in enumerate(problem.units) if unit.is_free))
     per_weight = budget.bytes * FLOAT_BYTES * whole / max(1, sum(unit.weights for unit in problem.units))
-    state = _State(graph, problem, effects, layers_cost, frozenset(carried), per_weight)
+    state = _State(graph, problem, effects, layers_cost, frozenset(carried), per_weight, wide_cost)
     start = total = state.divergence(state.tensors(), state.int8)
     front: list[Step] = []
     spent = 0.0
@@ -138,22 +65,30 @@ def find_front(
 
     while start > 0:
         asked = budget.limit is not None and total > budget.limit
-        best = state.best(is_worth, budget.layers)
+        best = state.best(is_worth, budget.layers, asked)
         if best is None and asked:
-            best = state.best(lambda saved, cost: True, True)
+            best = state.best(lambda saved, cost: True, True, True)
         if best is None:
             break
-        members, saved, price = best
-        cost = price - state.bytes_us(members)
-        state.take(members)
-        spent, total = spent + max(price, 0.0) / whole, max(0.0, total - saved)
-        names = tuple(node.name for at in sorted(members) for node in problem.units[at].nodes)
-        front.append(Step(names, cost, total))
+        cost = best.price - (0.0 if best.wide else state.bytes_us(best.members))
+        state.take(best.members, best.wide)
+        spent, total = spent + max(best.price, 0.0) / whole, max(0.0, total - best.saved)
+        names = tuple(node.name for at in sorted(best.members) for node in problem.units[at].nodes)
+        front.append(Step(names, cost, total, best.wide))
     return Front(start, whole, tuple(front))
 
 
+class _Move(NamedTuple):
+    """Units that may leave int8, or get 16-bit activations, what that takes away and what it costs."""
+
+    members: frozenset[int]
+    saved: float
+    price: float
+    wide: bool
+
+
 class _State:
-    """Which units are int8, and what that costs and does."""
+    """Which units are on codes, which of them on 16-bit ones, and what that costs and does."""
 
     def __init__(
         self,
@@ -163,9 +98,11 @@ class _State:
         layers_cost: float | None,
         carried: frozenset[str],
         per_weight: float = 0.0,
+        wide_cost: float | None = None,
     ) -> None:
-        self._per_weight = per_weight
+        self._per_weight, self._wide_cost = per_weight, wide_cost
         self.int8 = frozenset(at for at, unit in enumerate(problem.units) if unit.is_free)
+        self.wide: frozenset[int] = frozenset()
         self._problem, self._effects, self._layers_cost = problem, effects, layers_cost
         place = {node.name: at for at, unit in enumerate(problem.units) for node in unit.nodes}
         made_by = {t.name: place.get(t.inputs[0].name, 0) for t in graph.tensors().values() if t.inputs}
@@ -186,65 +123,99 @@ class _State:
                 self._sharers[tensor].add(at)
         weights = {rounding.reader for rounding in effects.roundings if rounding.is_weight}
         self._layers = {place[name] for name in weights if name in place}
-        self._known: dict[frozenset[int], tuple[float, float]] = {}
+        self._weights = {number for number, rounding in enumerate(effects.roundings) if rounding.is_weight}
+        self._known: dict[tuple[frozenset[int], bool], tuple[float, float]] = {}
 
     def tensors(self) -> list[str]:
         """Every tensor that is rounded."""
         return list(self._terms)
 
-    def divergence(self, tensors: Collection[str], int8: frozenset[int]) -> float:
-        """Predicted divergence of the roundings of ``tensors`` when the units ``int8`` are int8."""
+    def divergence(self, tensors: Collection[str], int8: frozenset[int], narrow: frozenset[int] | None = None) -> float:
+        """Predicted divergence of the roundings of ``tensors``.
+
+        Args:
+            tensors: Names of activations and weights.
+            int8: Units on codes, whose weights are rounded.
+            narrow: Those of them whose activations are rounded to 8 bits, all when None; to 16 bits counts as not at
+                all.
+        """
+        narrow = int8 if narrow is None else narrow
         return self._effects.divergence(
-            [term for term, keepers in self._terms[name] if keepers & int8] for name in tensors
+            [term for term, keepers in self._terms[name] if keepers & (int8 if term in self._weights else narrow)]
+            for name in tensors
         )
 
-    def take(self, members: frozenset[int]) -> None:
-        """Make ``members`` float."""
-        self.int8 -= members
+    def take(self, members: frozenset[int], wide: bool = False) -> None:
+        """Make ``members`` float, or give them 16-bit activations."""
+        self.int8, self.wide = (self.int8, self.wide | members) if wide else (self.int8 - members, self.wide - members)
         changed = set(members).union(*(self._problem.near(at) for at in members))
         changed.update(at for member in members for name in self._touched[member] for at in self._sharers[name])
-        self._known = {units: value for units, value in self._known.items() if not units & changed}
+        self._known = {key: value for key, value in self._known.items() if not key[0] & changed}
 
-    def best(self, allowed: Allowed, layers: bool) -> tuple[frozenset[int], float, float] | None:
-        """The unit or pair of neighbours that saves most for its price: (units, divergence saved, price).
+    def best(self, allowed: Allowed, layers: bool, widen: bool = False) -> _Move | None:
+        """The step that saves most for its price; of two alike the one to 16 bits.
 
         Args:
             allowed: Whether a step with this saving and cost may be taken.
-            layers: Whether layers may be among the units.
+            layers: Whether layers may be among the units that become float.
+            widen: Whether it may be one to 16 bits, where these have a cost.
         """
-        found = None
-        for members in self._candidates(layers):
-            saved, cost = self._gain(members)
+        found, most = None, 0.0
+        for members, wide in self._candidates(layers, widen):
+            saved, cost = self._gain(members, wide)
             if saved <= 0 or not allowed(saved, cost):
                 continue
             rate = saved / max(cost, LEAST_US)
-            if found is None or rate > found[0]:
-                found = (rate, members, saved, cost)
-        return None if found is None else found[1:]
+            if found is None or rate > most:
+                found, most = _Move(members, saved, cost, wide), rate
+        return found
 
-    def _candidates(self, layers: bool) -> Iterator[frozenset[int]]:
+    def _candidates(self, layers: bool, widen: bool) -> Iterator[tuple[frozenset[int], bool]]:
+        """Units to give 16 bits (True), the keepers of a tensor; then those to make float, one or two neighbours."""
+        if widen and self._wide_cost is not None:
+            yield from ((members, True) for members in self._keepers())
         free = self.int8 if layers else self.int8 - self._layers
         for at in sorted(free):
-            yield frozenset((at,))
+            yield frozenset((at,)), False
         for at in sorted(free):
             for other in sorted(self._problem.near(at) & free):
                 if other > at:
-                    yield frozenset((at, other))
+                    yield frozenset((at, other)), False
 
-    def _gain(self, members: frozenset[int]) -> tuple[float, float]:
-        """Divergence that ``members`` take away when they leave int8, and what that costs, in microseconds."""
-        if members not in self._known:
+    def _keepers(self) -> list[frozenset[int]]:
+        """Units that still keep an activation in 8 bits, for one of its readers or for all."""
+        narrow, found = self.int8 - self.wide, set[frozenset[int]]()
+        for terms in self._terms.values():
+            each = [keepers & narrow for number, keepers in terms if number not in self._weights]
+            found.update((*each, frozenset().union(*each)))
+        return sorted(found - {frozenset()}, key=sorted)
+
+    def _gain(self, members: frozenset[int], wide: bool) -> tuple[float, float]:
+        """Divergence that ``members`` take away when they leave int8 or its 8 bits, and the microseconds it costs."""
+        if (members, wide) not in self._known:
             touched = sorted(set().union(*(self._touched[at] for at in members)))
-            saved = self.divergence(touched, self.int8) - self.divergence(touched, self.int8 - members)
-            self._known[members] = saved, self._cost(members)
-        return self._known[members]
+            narrow, left = self.int8 - self.wide, self.int8 if wide else self.int8 - members
+            saved = self.divergence(touched, self.int8, narrow) - self.divergence(touched, left, narrow - members)
+            self._known[members, wide] = saved, self._cost(members, wide)
+        return self._known[members, wide]
 
-    def _cost(self, members: frozenset[int]) -> float:
-        cost = self._problem.change(self.int8, members)
-        if self._layers_cost is not None:
-            layers = sum(self._problem.units[at].float_us for at in members & self._layers)
-            cost = max(cost, self._layers_cost * layers)
-        return cost + self.bytes_us(members)
+    def _cost(self, members: frozenset[int], wide: bool) -> float:
+        """What a step costs. A unit with 16 bits is priced as if a share of it were float, its borders, too."""
+        if self._wide_cost is None:
+            return self._loss(self.int8, members) + self.bytes_us(members)
+        narrow = self.int8 - self.wide
+        as_wide = self._wide_cost * max(0.0, self._loss(narrow, members & narrow))
+        if wide:
+            return as_wide
+        return (1 - self._wide_cost) * self._loss(self.int8, members) + as_wide + self.bytes_us(members)
+
+    def _loss(self, side: frozenset[int], members: frozenset[int]) -> float:
+        """Microseconds lost when ``members`` of the units ``side`` become float."""
+        cost = self._problem.change(side, members)
+        if self._layers_cost is None:
+            return cost
+        careful = members & self._layers if self._wide_cost is None else members
+        return max(cost, self._layers_cost * sum(self._problem.units[at].float_us for at in careful))
 
     def bytes_us(self, members: frozenset[int]) -> float:
         """What the bytes of the weights of ``members`` in float are worth, in microseconds."""

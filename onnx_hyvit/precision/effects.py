@@ -158,11 +158,17 @@ class _Trace:
         self._plan = plan
         self._nodes: list[onnx.NodeProto] = []
         self._edges: dict[tuple[str, str], str] = {}
+        self._converted = {
+            (reader, each.tensor): name
+            for name, each in plan.conversions.items()
+            for reader in each.readers
+            if name in qparams and each.tensor in shapes
+        }
         free = {name for name in plan.activations if name not in plan.tied and name in shapes and name in qparams}
         outputs = {value.name for value in proto.graph.output}
-        inputs = [value.name for value in proto.graph.input]
-        for name in [name for name in inputs if name in free]:
-            self._activation(name, qparams[name])
+        inputs, on_codes = [value.name for value in proto.graph.input], plan.on_codes
+        for name in inputs:
+            self._emit(name, qparams, free)
         for node in list(self.proto.graph.node):
             self._readings(node, free)
             made = [name for name in node.output if name in free]
@@ -174,15 +180,16 @@ class _Trace:
             self._weight(node, qparams)
             if node.name in gelus:
                 self._gelu(node, gelus[node.name])
-            for name in made:
-                self._activation(name, qparams[name], name in outputs)
+            for name in node.output:
+                tensor = name.removesuffix("::made")
+                self._emit(tensor, qparams, free, tensor != name, node.name in on_codes)
         del self.proto.graph.node[:]
         self.proto.graph.node.extend(self._nodes)
 
     def _readings(self, node: onnx.NodeProto, free: set[str]) -> None:
         """Let ``node`` read its rounded inputs under names of their own."""
         for place, name in enumerate(node.input):
-            if name in free:
+            if name in free or (node.name, name) in self._converted:
                 node.input[place] = self._edge(name, node.name)
 
     def _edge(self, tensor: str, reader: str) -> str:
@@ -193,37 +200,58 @@ class _Trace:
             self.shapes[name] = self.shapes[tensor]
             self._nodes.append(helper.make_node("Identity", [self._origin(tensor)], [name], name=name))
             rounding = Rounding(tensor, reader)
-            self.seen_at[rounding], self.change[rounding] = name, f"{tensor}::change"
+            codes = self._converted.get((reader, tensor), tensor)
+            self.seen_at[rounding], self.change[rounding] = name, f"{codes}::change"
         return self._edges[key]
 
     def _origin(self, tensor: str) -> str:
         made = f"{tensor}::made"
         return made if made in self.shapes else tensor
 
-    def _activation(self, tensor: str, qparams: QParams, is_output: bool = False) -> None:
-        """Emit what rounding adds to ``tensor``."""
-        origin = tensor
+    def _emit(
+        self,
+        tensor: str,
+        qparams: Mapping[str, QParams],
+        free: set[str],
+        is_output: bool = False,
+        on_codes: bool = False,
+    ) -> None:
+        """Emit what rounding adds to ``tensor``, and its conversions, which read its codes where a node makes some."""
+        source = self._origin(tensor)
+        if tensor in free:
+            rounded = self._activation(tensor, qparams[tensor], is_output)
+            source = rounded if on_codes else source
+        for name in sorted({name for (_, each), name in self._converted.items() if each == tensor}):
+            self._rounding(name, source, tensor, qparams[name])
+
+    def _activation(self, tensor: str, qparams: QParams, is_output: bool) -> str:
+        """Emit what rounding adds to ``tensor``; returns the rounded one."""
+        origin = self._origin(tensor)
         if is_output:
-            origin = f"{tensor}::made"
             self._nodes.append(helper.make_node("Identity", [origin], [tensor], name=f"{tensor}::output"))
             rounding = Rounding(tensor, OUTPUT)
             self.seen_at[rounding], self.change[rounding] = tensor, f"{tensor}::change"
-        spec = qparams.spec
-        codes, rounded = f"{tensor}::codes", f"{tensor}::rounded"
+        return self._rounding(tensor, origin, tensor, qparams)
+
+    def _rounding(self, stem: str, source: str, tensor: str, qparams: QParams) -> str:
+        """Emit ``stem::change``: ``source`` rounded, less ``tensor``; returns the rounded one."""
+        spec, origin = qparams.spec, self._origin(tensor)
+        codes, rounded = f"{stem}::codes", f"{stem}::rounded"
         params = [
-            self._constant(f"{tensor}::{word}", value)
+            self._constant(f"{stem}::{word}", value)
             for word, value in (("scale", qparams.scale), ("zero_point", qparams.zero_point))
         ]
         axis: dict[str, Any] = {} if qparams.scale.ndim == 0 else {"axis": spec.axis}
-        self._nodes.append(helper.make_node("QuantizeLinear", [origin, *params], [codes], **axis))
+        self._nodes.append(helper.make_node("QuantizeLinear", [source, *params], [codes], **axis))
         if not spec.is_full_container:
-            limits = [self._constant(f"{tensor}::{end}", np.array(getattr(spec, end), spec.dtype)) for end in _ENDS]
+            limits = [self._constant(f"{stem}::{end}", np.array(getattr(spec, end), spec.dtype)) for end in _ENDS]
             self._nodes.append(helper.make_node("Clip", [codes, *limits], [f"{codes}::clipped"]))
             codes = f"{codes}::clipped"
         self._nodes.append(helper.make_node("DequantizeLinear", [codes, *params], [rounded], **axis))
-        self._nodes.append(helper.make_node("Sub", [rounded, origin], [f"{tensor}::change"]))
-        for name in (codes, rounded, f"{tensor}::codes", f"{tensor}::change"):
+        self._nodes.append(helper.make_node("Sub", [rounded, origin], [f"{stem}::change"]))
+        for name in (codes, rounded, f"{stem}::codes", f"{stem}::change"):
             self.shapes[name] = self.shapes[tensor]
+        return rounded
 
     def _weight(self, node: onnx.NodeProto, qparams: Mapping[str, QParams]) -> None:
         """Emit what the rounding of a layer's weight adds to its output."""

@@ -149,13 +149,14 @@ def _reconstruction_note(results: Results) -> Markup | None:
 
 
 def precision_section(results: Results) -> Markup | None:
-    """What went back to float for the sake of accuracy, with what each step was predicted to save and to cost."""
+    """What went back to float or to 16 bits for accuracy, with what each step was predicted to save and to cost."""
     found = mapping(results.quantize.get("precision"))
     steps, start = mappings(found.get("steps")), number(found.get("predicted_divergence"))
     whole = number(found.get("predicted_int8_us"))
     asked, top1 = found.get("max_drop") is not None, mapping(found.get("top1"))
     if not (steps or asked) or not start or not whole:
         return None
+    wide = any(text(step.get("to")) == "16 bits" for step in steps)
     rows, before = [], start
     for place, step in enumerate(steps):
         after, cost = number(step.get("divergence")), number(step.get("cost_us"))
@@ -163,7 +164,8 @@ def precision_section(results: Results) -> Markup | None:
         before = before if after is None else after
         nodes = [text(name) for name in items(step.get("nodes"))]
         if place < STEPS_SHOWN:
-            rows.append([code(", ".join(nodes)), percent(saved, 1), percent(None if cost is None else cost / whole, 2)])
+            paid = percent(None if cost is None else cost / whole, 2)
+            rows.append([code(", ".join(nodes)), text(step.get("to"), "float"), percent(saved, 1), paid])
     more = f" The first {STEPS_SHOWN} of {len(steps)} steps are shown." if len(steps) > STEPS_SHOWN else ""
     lines = [f"Predicted divergence {start:.3g} before, {before:.3g} after.{more}"] if steps else ["Nothing had to be."]
     if found.get("borrowed"):
@@ -172,9 +174,9 @@ def precision_section(results: Results) -> Markup | None:
         lines.append(f"Asked for at most {plain(found.get('max_drop'))}, reached {_reached(found, top1)}.")
     return element(
         "section",
-        element("h2", "Taken back to float for accuracy"),
+        element("h2", "Taken back to float or to 16 bits for accuracy" if wide else "Taken back to float for accuracy"),
         element("p", " ".join(lines), class_="muted"),
-        table(("nodes", "divergence taken away", "time paid"), rows, numeric=(1, 2)) if rows else None,
+        table(("nodes", "became", "divergence taken away", "time paid"), rows, numeric=(2, 3)) if rows else None,
     )
 
 

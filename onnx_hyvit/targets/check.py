@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from ..graph.int4 import is_int4
 from ..graph.lookup import Lookup
+from .breach import Breach
+from .check_width import check_width
 from .target import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FUSED = frozenset({"Softmax", "AveragePool"})  # runtimes make int8 kernels of these when they stand between pairs
 _MOVES = frozenset({"Transpose", "Reshape"})
-
-
-@dataclass(frozen=True)
-class Breach:
-    """A rule of a target that a model breaks.
-
-    Args:
-        node: Name of the node or input.
-        problem: What it is and what the target takes.
-        advice: What to do.
-    """
-
-    node: str
-    problem: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.problem}; {self.advice}"
 
 
 def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
@@ -56,6 +39,8 @@ def check_target(proto: onnx.ModelProto, target: Target) -> list[Breach]:
             breaches += _check_equal(node, view, target)
         elif node.op_type in _FUSED and node.op_type in target.float:
             breaches += _check_operator(node, view, target)
+        if target.int16_activations == "native":
+            breaches += check_width(node, view, target)
     return breaches
 
 
