@@ -253,7 +253,7 @@ class _Weighed:
             budget,
             layers_cost=None if self._profile else LAYERS_COST,
             carried=self._decision.plan.carried_nodes,
-            wide_cost=None if limit is None else self._wide_cost,
+            wide_cost=self._wide_cost,
         )
         summary = {
             "costs": self._costs.target,

@@ -65,9 +65,9 @@ def find_front(
 
     while start > 0:
         asked = budget.limit is not None and total > budget.limit
-        best = state.best(is_worth, budget.layers, asked)
+        best = state.best(is_worth, budget.layers)
         if best is None and asked:
-            best = state.best(lambda saved, cost: True, True, True)
+            best = state.best(lambda saved, cost: True, True)
         if best is None:
             break
         cost = best.price - (0.0 if best.wide else state.bytes_us(best.members))
@@ -152,16 +152,15 @@ class _State:
         changed.update(at for member in members for name in self._touched[member] for at in self._sharers[name])
         self._known = {key: value for key, value in self._known.items() if not key[0] & changed}
 
-    def best(self, allowed: Allowed, layers: bool, widen: bool = False) -> _Move | None:
+    def best(self, allowed: Allowed, layers: bool) -> _Move | None:
         """The step that saves most for its price; of two alike the one to 16 bits.
 
         Args:
             allowed: Whether a step with this saving and cost may be taken.
             layers: Whether layers may be among the units that become float.
-            widen: Whether it may be one to 16 bits, where these have a cost.
         """
         found, most = None, 0.0
-        for members, wide in self._candidates(layers, widen):
+        for members, wide in self._candidates(layers):
             saved, cost = self._gain(members, wide)
             if saved <= 0 or not allowed(saved, cost):
                 continue
@@ -170,9 +169,9 @@ class _State:
                 found, most = _Move(members, saved, cost, wide), rate
         return found
 
-    def _candidates(self, layers: bool, widen: bool) -> Iterator[tuple[frozenset[int], bool]]:
+    def _candidates(self, layers: bool) -> Iterator[tuple[frozenset[int], bool]]:
         """Units to give 16 bits (True), the keepers of a tensor; then those to make float, one or two neighbours."""
-        if widen and self._wide_cost is not None:
+        if self._wide_cost is not None:
             yield from ((members, True) for members in self._keepers())
         free = self.int8 if layers else self.int8 - self._layers
         for at in sorted(free):

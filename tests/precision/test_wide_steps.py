@@ -70,13 +70,14 @@ def test_a_wide_layer_whose_weight_matters_goes_on_to_float(chain):
     assert 0 < front.steps[1].cost_us < alone.cost_us, "what 16 bits cost is paid already"
 
 
-def test_nothing_is_raised_without_a_limit_or_without_kernels(chain):
+def test_nothing_is_raised_without_need_or_without_kernels(chain):
     effects = effects_of(a=1.0, v=0.01)
     assert not front_of(chain, effects, limit=None).steps
     plain = front_of(chain, effects, limit=0.1, wide_cost=None)
     assert not plain.wide_nodes() and set(nodes_of(plain)) <= set(LAYERS)
-    paying = find_front(*chain, effects, Budget(share=9.0, rate=0.0), carried=("m",), wide_cost=0.5)
-    assert paying.steps and not paying.wide_nodes()
+    budget = Budget(share=9.0, rate=0.0)
+    paying, floats = (find_front(*chain, effects, budget, carried=("m",), wide_cost=cost) for cost in (0.5, None))
+    assert paying.steps[0].wide and floats.steps and not floats.wide_nodes()
 
 
 def test_16_bits_everywhere_cost_their_share_of_what_float_does(chain):
@@ -93,12 +94,12 @@ def test_what_was_measured_before_a_step_is_what_a_fresh_look_finds(chain):
     effects = effects_of(x=0.1, a=1.0, b=0.2, c=0.5, y=0.3, w=0.1, v=0.6, u=0.2, t=0.05)
     state = _State(*chain, effects, 0.5, frozenset("m"), 0.0, 0.5)
     seen = []
-    while best := state.best(lambda saved, cost: True, True, True):
+    while best := state.best(lambda saved, cost: True, True):
         seen.append(best.wide)
         state.take(best.members, best.wide)
         fresh = _State(*chain, effects, 0.5, frozenset("m"), 0.0, 0.5)
         fresh.int8, fresh.wide = state.int8, state.wide
-        assert state.best(lambda saved, cost: True, True, True) == fresh.best(lambda saved, cost: True, True, True)
+        assert state.best(lambda saved, cost: True, True) == fresh.best(lambda saved, cost: True, True)
     assert True in seen and False in seen
     assert state.divergence(state.tensors(), state.int8, state.int8 - state.wide) == 0
 
