@@ -17,9 +17,10 @@ from ..runtime import Progress, collect
 from ..runtime.collect import MAX_MEMORY
 from .channel_stats import ChannelMoments, ChannelObserver, ChannelStats
 from .fold_sites import FoldSite, find_fold_sites
-from .folds import RoundedValues, apply_fold, apply_logit_fold, choose_fold, choose_logit_fold
+from .folds import RoundedValues, apply_fold, choose_fold
 from .gain_sites import GainSite, find_gain_sites
 from .gains import apply_gains, choose_gains
+from .logit_folds import apply_logit_fold, choose_logit_fold
 from .logit_sites import LogitSite, find_logit_sites
 from .norm_sites import find_norm_sites, norm_gain, shift_norms
 from .options import fold_candidate, gain_candidate

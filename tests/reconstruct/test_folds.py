@@ -20,11 +20,10 @@ from onnx_hyvit.reconstruct.folds import (
     ChannelFold,
     RoundedValues,
     apply_fold,
-    apply_logit_fold,
     choose_fold,
-    choose_logit_fold,
 )
 from onnx_hyvit.reconstruct.granularity import choose_granularity
+from onnx_hyvit.reconstruct.logit_folds import apply_logit_fold, choose_logit_fold
 from onnx_hyvit.reconstruct.logit_sites import find_logit_sites
 from onnx_hyvit.targets import load_target
 
@@ -101,11 +100,12 @@ def test_values_of_an_attention_take_gains_and_shifts() -> None:
     folded_is_equal(model, site, any_fold(site))
 
 
-def test_one_projection_of_all_three_is_folded_in_its_rows_of_values_only() -> None:
+def joined_projections() -> Model:
+    """Attention whose queries, keys and values are rows of one Gemm."""
     project = "z = Gemm(x, wz, bz)"
     heads = """zr = Reshape(z, three) zt = Transpose<perm=[2,0,3,1,4]>(zr) qt, kq, vt = Split<axis=0,num_outputs=3>(zt)
         q3 = Squeeze(qt, zero) k3 = Squeeze(kq, zero) v3 = Squeeze(vt, zero) kt = Transpose<perm=[0,1,3,2]>(k3)"""
-    model = attention(
+    return attention(
         project,
         heads,
         SCORES.replace("qt", "q3"),
@@ -115,6 +115,10 @@ def test_one_projection_of_all_three_is_folded_in_its_rows_of_values_only() -> N
         three=np.array([2, 6, 3, 4, 4], np.int64),
         zero=np.array([0], np.int64),
     )
+
+
+def test_one_projection_of_all_three_is_folded_in_its_rows_of_values_only() -> None:
+    model = joined_projections()
     (site,) = sites_of(model)
     assert site.rows == (-1,) * 32 + tuple(range(16)) and site.shift
     folded_is_equal(model, site, any_fold(site))

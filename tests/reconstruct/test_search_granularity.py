@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from qdq_graphs import ORT, feeds_of, parse, plan_of, run, shapes_of, weight
-from test_folds import SPREAD, attention, normed
+from test_folds import SPREAD, attention, joined_projections, normed
 
 from onnx_hyvit.activation_scales import activation_qparams, weight_scales
 from onnx_hyvit.calibration import inputs_of, open_source
@@ -85,19 +85,7 @@ def test_a_scale_for_each_head_is_an_option() -> None:
 
 
 def test_the_groups_of_heads_survive_a_tensor_of_all_three() -> None:
-    project = "z = Gemm(x, wz, bz)"
-    heads = """zr = Reshape(z, three) zt = Transpose<perm=[2,0,3,1,4]>(zr) qt, kq, vt = Split<axis=0,num_outputs=3>(zt)
-        q3 = Squeeze(qt, zero) k3 = Squeeze(kq, zero) v3 = Squeeze(vt, zero) kt = Transpose<perm=[0,1,3,2]>(k3)"""
-    model = attention(
-        project,
-        heads,
-        "s = MatMul(q3, kt) m = Mul(s, half) a = Add(m, bias) p = Softmax<axis=-1>(a)",
-        "o = MatMul(p, v3) ot = Transpose<perm=[0,2,1,3]>(o) of = Reshape(ot, flat) y = Gemm(of, wo, bo)",
-        wz=weight(16, 48),
-        bz=weight(48),
-        three=np.array([2, 6, 3, 4, 4], np.int64),
-        zero=np.array([0], np.int64),
-    )
+    model = joined_projections()
     (site,) = find_fold_sites(model, plan_of(model), FOLDS)
     assert site.heads == tuple(np.repeat(range(4), 4)) and len(site.heads) == site.groups
 
