@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_compare, cli_deploy, display_many, display_quantized, interrupts
+from . import cli_compare, cli_deploy, display_inspected, display_many, display_quantized, interrupts
 from .cli_options import JsonFlag, PreprocessOption, QuietFlag, ReportOption, SkipOption, VerboseFlag
 from .cli_output import check_page, errors, fail_for, progress, show, write_page
 from .config import LOSSES, QuantConfig, load_config
@@ -176,7 +176,7 @@ def inspect(model: ModelArgument, as_json: JsonFlag = False, verbose: VerboseFla
         from . import api
 
         report = api.inspect(model)
-    show(report, display_quantized.inspected, as_json, False)
+    show(report, display_inspected.inspected, as_json, False)
 
 
 cli_compare.add_commands(app)

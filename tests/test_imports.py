@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "validate": {"graph", "runtime", "kernel_audit"},
     "comparison": {"graph", "runtime", "calibration", "kernel_audit", "validate", "labels"},
     "display": set(),
-    "display_quantized": {"display"},
+    "display_inspected": {"display"},
+    "display_quantized": {"display", "display_inspected"},
     "display_compared": {"display", "display_quantized"},
     "display_deploy": {"display"},
     "interrupts": set(),
@@ -200,7 +201,14 @@ MAY_IMPORT = {
 ONLY_IN = {
     "onnxruntime": {"runtime"},
     "PIL": {"calibration", "demo"},
-    "rich": {"display", "display_compared", "display_debug", "display_deploy", "display_quantized"},
+    "rich": {
+        "display",
+        "display_compared",
+        "display_debug",
+        "display_deploy",
+        "display_inspected",
+        "display_quantized",
+    },
     "typer": {"cli", "cli_compare", "cli_deploy", "cli_options", "cli_output"},
     "onnx_graphsurgeon": {"graph", "passes", "blocks", "placement", "insert_qdq", "reconstruct", "diagnosis", "costs"}
     | {"precision", "channel_padding"},
