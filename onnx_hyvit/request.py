@@ -102,5 +102,5 @@ def check_output(output: str | os.PathLike[str], model: Any = None) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{path}: the folder {folder} is not writable ({error.strerror or error})") from error
-    if isinstance(model, (str, os.PathLike)) and path.exists() and path.samefile(model):
+    if isinstance(model, (str, os.PathLike)) and path.exists() and Path(model).exists() and path.samefile(model):
         raise OutputError(f"{path}: is the input model; choose another output")

@@ -370,6 +370,7 @@ class TestCommand:
 
     def test_quantize_writes_a_page_without_matplotlib(self, tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
         options = ("--calib", tiny_data, "--samples", 2, "--no-verify", "--report", "page.html", "-q")
+        (tmp_path / "page.html").write_text("of an earlier run")
         done = run_without_matplotlib(tmp_path, "quantize", tiny_model, "-o", "int8.onnx", *options)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert "The model" in Page((tmp_path / "page.html").read_text()).headings
