@@ -127,9 +127,10 @@ def _granularity(out: Console, found: dict[str, Any] | None) -> None:
         choice["fold"] + " with shift" * choice["shift"] + " by head" * (choice["granularity"] == "head")
         for choice in chosen
     )
+    what = "channel or head" if any(choice["granularity"] == "head" for choice in chosen) else "channel"
     cost = f", at the cost of {found['added_nodes']} nodes in float" if found["added_nodes"] else ""
     out.print(
-        f"  {len(chosen)} of {found['sites']} activations have a scale per channel, folded exactly"
+        f"  {len(chosen)} of {found['sites']} activations have a scale per {what}, folded exactly"
         f"{f' ({takers})' if chosen else ''}{cost}"
     )
 

@@ -153,8 +153,10 @@ def _within(weighed: _Weighed, decide: Decide, numbers: Callable[[Plan], Scales]
     for _ in range(ROUNDS):
         chosen, predicted, summary = weighed.choose(decide, limit, spend)
         nodes = chosen.plan.int8_nodes, tuple(chosen.plan.wide_nodes)
-        if nodes in tried:
-            break
+        if nodes in tried:  # what is predicted for 16 bits leaves nothing to take away, what is found does
+            if not weighed.without_wide():
+                break
+            continue
         tried.append(nodes)
         scales = numbers(chosen.plan)
         reached = weighed.reached(chosen.plan, scales)
@@ -264,6 +266,11 @@ class _Weighed:
         predicted = front.steps[-1].divergence if front.steps else front.divergence
         chosen = decide(front.float_nodes(), front.wide_nodes()) if front.steps else self._decision
         return chosen, predicted, summary
+
+    def without_wide(self) -> bool:
+        """Choose without 16 bits from now on; whether that is new."""
+        had, self._wide_cost = self._wide_cost is not None, None
+        return had
 
     @property
     def asked(self) -> tuple[float | str, float]:

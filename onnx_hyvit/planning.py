@@ -45,7 +45,8 @@ class Decision:
         """Plain values for the report."""
         if self.profile is None or self.choice is None:
             why = "mode full" if self.full else "no profile of kernels"
-            note = f"{why} for target {self.plan.target}: its rules decide"
+            weighed = "" if self.full else "; what is weighed by time as well borrows costs"
+            note = f"{why} for target {self.plan.target}: its rules decide{weighed}"
             return {"objective": self.objective, "profile": None, "note": note}
         profile = {"target": self.profile.target, **self.profile.machine}
         profile["borrowed"] = self.profile.target != self.plan.target

@@ -154,7 +154,8 @@ def _of_plan(plan: Plan, known: Mapping[str, QParams]) -> dict[str, QParams] | N
     found = {}
     for name, spec in wanted.items():
         tensor = plan.values_of(name)
-        names = (name, tensor, converted_name(tensor, spec))
+        converted = converted_name(tensor, spec)
+        names = (name, tensor, *([converted] if converted not in plan.activations else []))
         scale = next((known[each] for each in names if each in known and known[each].spec == spec), None)
         if scale is None:
             return None

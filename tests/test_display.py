@@ -80,7 +80,7 @@ def test_it_says_which_activations_have_a_scale_per_channel() -> None:
     ]
     found = {"sites": 7, "per_channel": choices, "added_nodes": 2}
     display_quantized._granularity(Console(file=text, width=200), found)
-    assert "3 of 7 activations have a scale per channel" in text.getvalue()
+    assert "3 of 7 activations have a scale per channel or head" in text.getvalue()
     assert "(2 affine with shift, 1 attention by head), at the cost of 2 nodes in float" in text.getvalue()
     for silent in (None, {"sites": 0, "per_channel": [], "added_nodes": 0}):
         display_quantized._granularity(Console(file=nothing, width=200), silent)

@@ -169,12 +169,14 @@ def _pair(
     low, high = ((bound - zero) * scale.astype(np.float64) * factor for bound in bounds)
     maker = index.maker.get(node.input[0])
     before = found.get(nodes[maker].input[0]) if maker is not None and nodes[maker].op_type in MOVES else None
-    again = any(pair.source == node.input[0] for pair in found.values())
+    several = len(index.reading(node.input[0], "QuantizeLinear")) > 1
     converted = maker is not None and nodes[maker].op_type == "DequantizeLinear"
     result = nodes[next(iter(readers))].output[0]
     tied = before is not None and np.array_equal(before.scale, scale) and np.array_equal(before.zero_point, zero)
     return ActivationPair(
-        tensor=result.removesuffix(_RESULT_SUFFIX) if converted or again else node.input[0].removesuffix(_INPUT_SUFFIX),
+        tensor=result.removesuffix(_RESULT_SUFFIX)
+        if converted or several
+        else node.input[0].removesuffix(_INPUT_SUFFIX),
         source=node.input[0],
         results=tuple(nodes[reader].output[0] for reader in readers),
         dequantizers=tuple(readers),

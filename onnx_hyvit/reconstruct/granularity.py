@@ -33,7 +33,7 @@ _FOLDS = {"norm": "affine", "rows": "weights", "values": "attention"}
 
 @dataclass(frozen=True)
 class Choice:
-    """An activation that has a scale per channel now.
+    """An activation that has a scale per channel, or per head of an attention, now.
 
     Args:
         tensor: Its name.

@@ -127,7 +127,6 @@ class OptionRegion:
         self._exact: list[Arrays] = []
         self._first: Arrays = {}
         self._qparams = values.qparams(list(self._pairs), self._run_exact())
-        self._moved: list[str] | None = None
         first = self._exact[0]
         self.measured = tuple(name for name in leaving if first[name].dtype.kind == "f" and first[name].size > 1)
 
@@ -149,15 +148,12 @@ class OptionRegion:
             yield exact, self._cut.run(batch, given, self._leaving)
 
     def _qparams_with(self, floats: Arrays) -> dict[str, QParams]:
-        """First scales of the tensors that have other values now, which are the same ones with every option."""
-        if self._moved is None:
-            first = self._float.run(self._batches[0], floats, self._inner) if self._inner else {}
-            self._moved = [name for name, array in first.items() if _differs(array, self._first[name])]
-        if not self._moved:
+        """First scales of the tensors that have other values now."""
+        first = self._float.run(self._batches[0], floats, self._inner) if self._inner else {}
+        moved = [name for name, array in first.items() if _differs(array, self._first[name])]
+        if not moved:
             return {}
-        return self._values.qparams(
-            self._moved, (self._float.run(batch, floats, self._moved) for batch in self._batches)
-        )
+        return self._values.qparams(moved, (self._float.run(batch, floats, moved) for batch in self._batches))
 
 
 def _observable(

@@ -80,6 +80,7 @@ def gain_candidate(
         nodes = {node.name: node for node in model.graph.nodes}
         weighted = [nodes[name] for name in site.weighted]
         (without, _), *ranked = rank_gains(weighted, moments.shifted(), levels, weight_max)
+        ranked = [(error, gain) for error, gain in ranked if not np.allclose(gain, 1)]
         return [Option("layer", without), *(option(*entry) for entry in _best(ranked))]
 
     return Candidate(site.tensor, (maker.name, *site.weighted), options)
@@ -103,10 +104,15 @@ def fold_candidate(
         found = [Option("layer", without)]
         if site.heads:
             heads = rank_folds(model, site, moments, levels, weight_max, values, np.array(site.heads))[1:]
-            found += [option("head", *entry) for entry in _best(heads)]
-        return [*found, *(option("channel", *entry) for entry in _best(channels))]
+            found += [option("head", *entry) for entry in _best(_changing(heads))]
+        return [*found, *(option("channel", *entry) for entry in _best(_changing(channels)))]
 
     return Candidate(site.tensor, (site.maker, *(name for name, _ in site.layers)), options)
+
+
+def _changing(ranked: Sequence[tuple[float, ChannelFold]]) -> list[tuple[float, ChannelFold]]:
+    """Those that change anything."""
+    return [(error, fold) for error, fold in ranked if fold.shifts or not np.allclose(fold.gain, 1)]
 
 
 def _best(ranked: Sequence[tuple[float, T]]) -> list[tuple[float, T]]:

@@ -78,10 +78,13 @@ class Measure:
         Args:
             model: Float model that the plan was made for; edited in place, computing the same function.
             plan: Where pairs go.
-            source: Calibration data; a quarter of the samples confirm what the others find.
+            source: Calibration data; the batch behind those that the search sees confirms what it finds.
             candidates: Activations; those whose options change more than constants of their own are left out.
             threads: Threads of ONNX Runtime.
             max_memory: Bytes of the tensors that cross from block to block.
+
+        Raises:
+            CalibrationError: The data hold NaN or Inf, or do not fit the model.
         """
         proto, shapes = model_to_proto(model), self.shapes
         blocks = find_structure(model, shapes).blocks
@@ -118,7 +121,7 @@ class _Walk:
             return {}
         names = {place: name for each in places.values() for place, name in each.items()}
         values = OptionValues(self._model, self._plan, names, codes)
-        spans = [self._span(candidate) for candidate in usable]
+        spans = [self._span(candidate, places[candidate.tensor]) for candidate in usable]
         until = self._last_readers(spans)
         found = {}
         for index, block in enumerate(self._blocks):
@@ -134,26 +137,28 @@ class _Walk:
     def _places(self, candidate: Candidate) -> dict[Place, str]:
         """Constants that the options change, by place; empty when an option does more than that.
 
-        A bias or affine that other nodes read, too, is copied for the node whose own it would become.
+        A bias or affine that other nodes read, too, is copied for the node whose own it would become; one that an
+        option gives more axes or sizes has them from now on.
         """
-        graph, names = self._model.graph, dict[Place, str]()
+        graph, shapes = self._model.graph, dict[Place, tuple[int, ...]]()
         before = {node.name: list(node.inputs) for node in graph.nodes}
         for option in candidate.options():
-            for name, index in written(graph, option.write) if option.write else ():
+            for (name, index), value in (written(graph, option.write) if option.write else {}).items():
                 tensor = before[name][index] if index < len(before[name]) else None
                 if not isinstance(tensor, gs.Constant) or (len(tensor.outputs) != 1 and tensor.values.ndim > 1):
                     return {}
-                names[name, index] = tensor.name
+                shapes[name, index] = value.shape
         nodes = {node.name: node for node in graph.nodes}
-        for name, index in names:
+        for (name, index), shape in shapes.items():
             tensor = nodes[name].inputs[index]
-            if len(tensor.outputs) != 1:
-                nodes[name].inputs[index] = new_constant(graph, f"{name}_{tensor.name}", tensor.values)
-                names[name, index] = nodes[name].inputs[index].name
-        return names
+            if len(tensor.outputs) != 1 or tensor.values.shape != shape:
+                value = np.ascontiguousarray(np.broadcast_to(tensor.values, shape))
+                nodes[name].inputs[index] = new_constant(graph, f"{name}_{tensor.name}", value)
+        return {(name, index): nodes[name].inputs[index].name for name, index in shapes}
 
-    def _span(self, candidate: Candidate) -> tuple[int, int]:
-        indices = [self._block_of[name] for name in candidate.nodes]
+    def _span(self, candidate: Candidate, places: Mapping[Place, str]) -> tuple[int, int]:
+        """First and last block with a node of the candidate's, or one whose constants it changes."""
+        indices = [self._block_of[name] for name in (*candidate.nodes, *(name for name, _ in places))]
         return min(indices), max(indices)
 
     def _entering(self, first: int, last: int) -> list[str]:

@@ -15,7 +15,10 @@ from .breach import Breach
 from .target import Target
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
-_ADVICE = "convert its operands first: DequantizeLinear of the one width, then QuantizeLinear of the other"
+_ADVICE = (
+    "convert its operands first (DequantizeLinear of the one width, then QuantizeLinear of the other), or let it be "
+    "where it is meant to run in float"
+)
 
 
 def check_width(node: onnx.NodeProto, view: Lookup, target: Target) -> Iterator[Breach]:

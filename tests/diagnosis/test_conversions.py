@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from qdq_graphs import HEADER_21, feeds_of, parse, quantize, weight
 
 import onnx_hyvit
@@ -33,6 +34,15 @@ def test_a_converted_tensor_is_not_taken_for_the_tensor_itself():
     assert {name for name, pair in pairs.items() if pair.levels == 65536} == {"x_as_uint16", "r_as_uint16", "b", "c"}
     assert pairs["r_as_uint16"].source == "r" and pairs["x_as_uint16"].source == "x"
     assert [name for name, pair in pairs.items() if pair.tied] == ["y"]
+
+
+@pytest.mark.parametrize("order", ["b = Conv(x, v) a = Conv(x, w)", "a = Conv(x, w) b = Conv(x, v)"])
+def test_names_do_not_depend_on_which_reader_comes_first(order: str):
+    text = f"g (float[1,16,8,8] x) => (float[1,16,8,8] y) {{ {order} y = Add(a, b) }}"
+    model = parse(text, HEADER_21, **{name: CONSTANTS[name] for name in "wv"})
+    _, proto, _ = quantize(model, load_target("qnn"), wide_nodes={"b": "a test"})
+    names = [pair.tensor for pair in find_pairs(GraphIndex(proto.graph))]
+    assert {"x", "x_as_uint16", "a", "b"} <= set(names) and len(names) == len(set(names))
 
 
 def test_where_accuracy_is_lost_is_found_between_conversions():

@@ -16,8 +16,10 @@ from onnx_hyvit.graph import Model, model_to_proto
 from onnx_hyvit.insert_qdq import insert_qdq
 from onnx_hyvit.recipes import FOLDS, SCALES_ONLY, Recipe, find_recipe
 from onnx_hyvit.reconstruct import Codes, Granularity, Measure, choose_granularity
+from onnx_hyvit.reconstruct.channel_stats import ChannelMoments
 from onnx_hyvit.reconstruct.fold_sites import find_fold_sites
-from onnx_hyvit.reconstruct.option_values import written
+from onnx_hyvit.reconstruct.option_values import OptionRegion, OptionValues, written
+from onnx_hyvit.reconstruct.options import fold_candidate
 from onnx_hyvit.targets import load_target
 
 MSE = find_recipe("mse")
@@ -129,6 +131,64 @@ def test_a_layer_whose_weight_another_node_reads_is_left_to_the_closed_form() ->
     )
     found, _ = chosen_for(model)
     assert all(choice.error_before is None for choice in found.chosen)
+
+
+@pytest.mark.parametrize(
+    ("maker", "reader", "shape"),
+    [
+        ("m = Mul(x, g) n = Add(m, c)", "y = MatMul(n, w)", (16,)),
+        ("m = Mul(x, g) n = Add(m, c)", "p = MatMul(n, w) q = MatMul(n, v) y = Add(p, q)", (16,)),
+        ("m = Mul(x, one) n = Add(m, c)", "y = MatMul(n, w)", (16,)),
+        ("t = Transpose<perm=[0,2,1]>(x) m = Mul(t, g) n = Add(m, c)", "y = Conv(n, k)", (16, 1)),
+    ],
+    ids=["matmul", "two-readers", "one-number", "conv-1d"],
+)
+def test_an_affine_of_fewer_axes_than_its_tensor_takes_a_gain(maker: str, reader: str, shape: tuple[int, ...]) -> None:
+    values = {"g": SPREAD.reshape(shape), "c": np.linspace(0, 1, 16, dtype=np.float32).reshape(shape)}
+    values |= {"w": weight(16, 16), "v": weight(16, 16, seed=3), "k": weight(16, 16, 1), "one": np.full(1, 0.3)}
+    text = f"g (float[4,6,16] x) => (float[A,B,C] y) {{ {maker} {reader} }}"
+    used = {name: np.asarray(value, np.float32) for name, value in values.items() if f"{name})" in text}
+    data = np.random.default_rng(0).standard_normal((4, 6, 16)).astype(np.float32)
+    model = parse(text, **used)
+    feeds = {"x": data * SPREAD}
+    exact = run(model_to_proto(model), feeds)
+    found, _ = chosen_for(model, feeds=feeds)
+    (choice,) = found.chosen
+    assert choice.tensor == "n" and choice.error_after < choice.error_before
+    np.testing.assert_allclose(run(model_to_proto(model), feeds), exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
+    assert choice.error_after == pytest.approx(error_of_file(model, feeds, exact), rel=1e-3)
+
+
+def test_ranges_are_those_of_each_option_whatever_was_tried_before() -> None:
+    """After an option that moves nothing, too."""
+    model = normed("y = Gemm(n, w, b)")
+    plan, feeds = plan_of(model, activation_bits=BITS), feeds_of(model)
+    values = OptionValues(model, plan, {("n", 1): "gamma", ("n", 2): "beta", ("y", 1): "w"}, CODES)
+    gain = SPREAD / SPREAD.mean()
+    folded = {"gamma": values.floats["gamma"] / gain, "beta": values.floats["beta"] / gain}
+    folded["w"] = values.floats["w"] * gain[:, None]
+
+    def outputs(*tried: dict[str, np.ndarray]) -> np.ndarray:
+        region = OptionRegion(values, ["x"], ["y"], [feeds], 1)
+        return [next(region.run(changed))[1]["y"] for changed in tried][-1]
+
+    plain = outputs({})
+    assert np.array_equal(outputs({"gamma": values.floats["gamma"]}, folded), outputs(folded))
+    assert not np.array_equal(outputs(folded), plain)
+
+
+def test_options_change_something() -> None:
+    model = normed("y = Gemm(n, w, b)")
+    (site,) = find_fold_sites(model, plan_of(model), frozenset({"norm"}))
+    even = ChannelMoments(-np.ones(16), np.ones(16), np.zeros(16), np.ones(16) / 3)
+    first, *others = fold_candidate(model, site, even, 15, 7).options()
+    assert first.write is None and first.granularity == "layer"
+    before = {node.name: [tensor.name for tensor in node.inputs] for node in model.graph.nodes}
+    for option in others:
+        changed = written(model.graph, option.write)
+        gain = changed["y", 1] / weight(16, 16)
+        assert np.abs(gain - 1).max() > 1e-6
+    assert {node.name: [tensor.name for tensor in node.inputs] for node in model.graph.nodes} == before
 
 
 def test_trying_a_change_leaves_the_graph_as_it_was() -> None:
