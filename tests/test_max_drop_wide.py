@@ -164,3 +164,9 @@ def test_when_a_model_is_loaded_for_16_bits(proto):
     assert load_for(proto, held, load_target("ort-x86")).opset == 20
     assert may_widen(held, QNN) and not may_widen(held, QNN, 20) and not may_widen(plain, QNN)
     assert not may_widen(held.replace(bits="w8a16"), QNN) and not may_widen(held, load_target("ort-x86"))
+
+
+def test_where_16_bits_do_not_suffice_after_all_nodes_go_to_float(proto):
+    """Weights that codes hold exactly: 16 bits are predicted to leave nothing, and leave a little."""
+    found = quantized(proto, max_drop=1e-14).report["precision"]
+    assert found["reached"] <= 1e-14 and {step["to"] for step in found["steps"]} == {"float"}
