@@ -176,8 +176,8 @@ RECIPES = {
         ),
         Recipe(
             "q-hyvit-paper",
-            "scheme and scales of weights and activations in turns by Fisher-weighted block error (arXiv 2303.12557); "
-            "channel-wise where neighbours take the scales, in closed form",
+            "granularity, scheme and scales of weights and activations by Fisher-weighted block error "
+            "(arXiv 2303.12557), channel-wise where neighbours take that",
             RangeMethod("minmax"),
             "mse",
             gains=True,
