@@ -1,7 +1,7 @@
 """The pipeline's step from a plan to numbers: what goes back to float because that is worth its time, then scales.
 
 With ``max_drop`` the two are repeated, with a harder limit each time, until the outputs are as close as was asked for,
-or until top-1 on labelled samples is as high. Targets with 16-bit kernels then get 16-bit activations first.
+or until top-1 on labelled samples is as high. Where a target has 16-bit kernels, nodes may get 16-bit activations too.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
@@ -40,8 +41,8 @@ class SearchCost:
         rows = samples_in(shapes, (tensor.name for tensor in model.graph.inputs))
         names = [[name for node in block.nodes for name in made.get(node, ())] for block in blocks]
         self._elements = [sum(math.prod(shapes.get(name, ())) for name in block) // rows for block in names]
-        own = [plan.values_of(name) for name in plan.activations if name not in plan.tied]
-        self._ranges = [sum(own.count(name) for name in block) for block in names]
+        own = Counter(plan.values_of(name) for name in plan.activations if name not in plan.tied)
+        self._ranges = [sum(own[name] for name in block) for block in names]
 
     def searched(self, most: int) -> list[int]:
         """Samples that the error of each block is measured on, at most ``most``.

@@ -31,13 +31,11 @@ class Option:
 
     Args:
         granularity: ``layer`` (one scale), ``head`` or ``channel``.
-        expected: Its expected error, comparable between the options of one activation.
         write: Writes it into the float model; None changes nothing.
         shift: Whether channels are shifted, too.
     """
 
     granularity: Kind
-    expected: float
     write: Callable[[], object] | None = field(default=None, repr=False)
     shift: bool = False
 
@@ -73,15 +71,15 @@ def gain_candidate(
     if site.fold != "affine" or site.side != "consumer" or maker is None:
         return None
 
-    def option(error: float, gain: np.ndarray) -> Option:
-        return Option("channel", error, lambda: apply_gains(model, [site], {site.tensor: gain}))
+    def option(gain: np.ndarray) -> Option:
+        return Option("channel", lambda: apply_gains(model, [site], {site.tensor: gain}))
 
     def options() -> Sequence[Option]:
         nodes = {node.name: node for node in model.graph.nodes}
         weighted = [nodes[name] for name in site.weighted]
-        (without, _), *ranked = rank_gains(weighted, moments.shifted(), levels, weight_max)
+        ranked = rank_gains(weighted, moments.shifted(), levels, weight_max)
         ranked = [(error, gain) for error, gain in ranked if not np.allclose(gain, 1)]
-        return [Option("layer", without), *(option(*entry) for entry in _best(ranked))]
+        return [Option("layer"), *map(option, _best(ranked))]
 
     return Candidate(site.tensor, (maker.name, *site.weighted), options)
 
@@ -96,16 +94,16 @@ def fold_candidate(
 ) -> Candidate:
     """An activation whose channels are divided in its maker and restored in layers, see ``rank_folds``."""
 
-    def option(kind: Kind, error: float, fold: ChannelFold) -> Option:
-        return Option(kind, error, lambda: apply_fold(model, site, fold), fold.shifts)
+    def option(kind: Kind, fold: ChannelFold) -> Option:
+        return Option(kind, lambda: apply_fold(model, site, fold), fold.shifts)
 
     def options() -> Sequence[Option]:
-        (without, _), *channels = rank_folds(model, site, moments, levels, weight_max, values)
-        found = [Option("layer", without)]
+        found = [Option("layer")]
         if site.heads:
-            heads = rank_folds(model, site, moments, levels, weight_max, values, np.array(site.heads))[1:]
-            found += [option("head", *entry) for entry in _best(_changing(heads))]
-        return [*found, *(option("channel", *entry) for entry in _best(_changing(channels)))]
+            heads = rank_folds(model, site, moments, levels, weight_max, values, np.array(site.heads))
+            found += [option("head", fold) for fold in _best(_changing(heads))]
+        channels = rank_folds(model, site, moments, levels, weight_max, values)
+        return [*found, *(option("channel", fold) for fold in _best(_changing(channels)))]
 
     return Candidate(site.tensor, (site.maker, *(name for name, _ in site.layers)), options)
 
@@ -115,9 +113,9 @@ def _changing(ranked: Sequence[tuple[float, ChannelFold]]) -> list[tuple[float, 
     return [(error, fold) for error, fold in ranked if fold.shifts or not np.allclose(fold.gain, 1)]
 
 
-def _best(ranked: Sequence[tuple[float, T]]) -> list[tuple[float, T]]:
+def _best(ranked: Sequence[tuple[float, T]]) -> list[T]:
     """The first few by error; of equal errors, which are mostly equal choices, one."""
-    found: dict[float, tuple[float, T]] = {}
+    found: dict[float, T] = {}
     for error, choice in sorted(ranked, key=lambda entry: entry[0]):
-        found.setdefault(error, (error, choice))
+        found.setdefault(error, choice)
     return list(found.values())[:MOST]

@@ -25,6 +25,7 @@ from .engine import batches_that_fit
 from .objective import ErrorSum, Objective
 from .option_values import Arrays, Codes, OptionRegion, OptionValues, Place, written
 from .options import Candidate, Option
+from .sweep import forget
 from .trial import cut_region
 from .weighting import make_objective, metrics_of, split_samples
 
@@ -129,9 +130,7 @@ class _Walk:
             for candidate, (first, last) in zip(usable, spans, strict=True):
                 if last == index:
                     found[candidate.tensor] = self._decide(candidate, values, first, last)
-            for batch in self._alive:
-                for name in [name for name in batch if until.get(name, -1) <= index]:
-                    del batch[name]
+            forget((self._alive,), until, index)
         return found
 
     def _places(self, candidate: Candidate) -> dict[Place, str]:

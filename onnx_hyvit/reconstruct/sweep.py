@@ -109,7 +109,7 @@ class Sweep:
             for batch in self._found:
                 batch |= trial.run(batch, given, block.outputs)
             self._advance(block, task)
-            _forget((self._exact, self._found), self._last, index)
+            forget((self._exact, self._found), self._last, index)
 
     def _independent(
         self, blocks: Sequence[Block], load: Load, samples: Sequence[int], workers: Workers | None
@@ -125,7 +125,7 @@ class Sweep:
                     self._searched.update(task.pairs)
                 self._advance(block, task)
                 self._found = self._exact
-                _forget((self._exact,), self._last, index)
+                forget((self._exact,), self._last, index)
                 if (result := load(index)) is None:
                     yield task
                 else:
@@ -217,7 +217,7 @@ def _result_of(task: BlockTask, found: BlockResult | HyvitError | Lost) -> Block
     return found
 
 
-def _forget(tensors: Sequence[list[Arrays]], last: Mapping[str, int], index: int) -> None:
+def forget(tensors: Sequence[list[Arrays]], last: Mapping[str, int], index: int) -> None:
     """Drop tensors that no block after ``index`` reads."""
     for batches in tensors:
         for batch in batches:
