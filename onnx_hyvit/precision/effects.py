@@ -21,7 +21,7 @@ from ..backward import LossSpec, build_backward
 from ..backward.runs import batch_of, runs_of
 from ..numerics import QParams, fake_quantize
 from ..placement import Plan
-from ..runtime import Session, make_session
+from ..runtime import Session, make_session, run_at_once, share_threads
 
 OUTPUT = ""  # the reader of a model output
 Feeds = Mapping[str, np.ndarray]
@@ -90,7 +90,7 @@ def measure_effects(
         draws: Random draws for each sample.
         samples: Samples to use at most.
         seed: Same seed, same effects.
-        threads: Threads of the session.
+        threads: Threads in all.
         gelus: Gelu node -> c of the ``x * sigmoid(c x)`` that would stand in its place; a term each, in which the
             tensor is what the node makes and the reader the node itself.
     """
@@ -108,9 +108,11 @@ def measure_effects(
     if not known:
         return Effects((), np.zeros((1, 0)), unknown)
     pairs = [(model.gradients[seen_at[rounding]], traced.change[rounding]) for rounding in known]
-    session = make_session(_with_products(model.proto, pairs), threads=threads, name="effects of roundings")
-    runs = islice(runs_of(proto, shapes, batches), max(1, samples // batch_of(proto, shapes)[0]))
-    values = _draw(session, runs, loss, draws, np.random.default_rng(seed))
+    most = max(1, samples // batch_of(proto, shapes)[0])
+    runs = islice(runs_of(proto, shapes, batches), most)
+    share = share_threads(threads, most * draws)
+    session = make_session(_with_products(model.proto, pairs), threads=share.each, name="effects of roundings")
+    values = _draw(session, runs, loss, draws, np.random.default_rng(seed), share.at_once)
     finite = np.isfinite(values).all(axis=0)
     lost = tuple(rounding for rounding, good in zip(known, finite, strict=True) if not good)
     kept = tuple(rounding for rounding, good in zip(known, finite, strict=True) if good)
@@ -129,13 +131,17 @@ def _with_products(proto: onnx.ModelProto, pairs: Sequence[tuple[str, str]]) -> 
     return proto
 
 
-def _draw(session: Session, runs: Iterable[Feeds], loss: LossSpec, draws: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    session: Session, runs: Iterable[Feeds], loss: LossSpec, draws: int, rng: np.random.Generator, at_once: int
+) -> np.ndarray:
     """All outputs for each draw of each run, float64 [draws, outputs]."""
-    rows = []
-    for feeds in runs:
-        for _ in range(draws):
-            found = session.run({**feeds, **loss.draw(rng)})
-            rows.append([float(found[name]) for name in session.output_names])
+
+    def run(feeds: Feeds) -> list[float]:
+        found = session.run(feeds)
+        return [float(found[name]) for name in session.output_names]
+
+    drawn = ({**feeds, **loss.draw(rng)} for feeds in runs for _ in range(draws))
+    rows = list(run_at_once(run, drawn, at_once))
     return np.array(rows, np.float64).reshape(-1, len(session.output_names))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,8 +13,9 @@ from ..errors import HyvitError
 from ..numerics import QParams
 from ..numerics.moments import GramAccumulator, InputMoments
 from ..recipes import Reconstruction
+from ..runtime import Share, run_at_once, share_threads
 from .layers import Layer
-from .objective import ErrorSum, Objective
+from .objective import BatchErrors, ErrorSum, Objective
 from .rerank import OutputJudge, Suffix, least_divergence
 from .round_layer import round_layer
 from .search_ranges import RangeChoice, search_range, unchanged
@@ -74,7 +75,7 @@ class BlockTask:
         positions: Layer node -> weight of each output position of one sample, where they are not alike.
         settings: What may change.
         samples: Samples that errors are measured on.
-        threads: Threads of the session.
+        threads: Threads in all.
         suffix: The model behind the block, where its best candidates are judged by the model's outputs.
     """
 
@@ -99,6 +100,16 @@ class BlockTask:
     suffix: Suffix | None = None
     positions: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
+    @property
+    def hidden(self) -> list[bool]:
+        """For each batch whether the search does not see it."""
+        return [start >= self.samples for start in itertools.accumulate(self.rows[:-1], initial=0)]
+
+    @property
+    def share(self) -> Share:
+        """How its threads run the batches that the search sees."""
+        return share_threads(self.threads, self.hidden.count(False))
+
 
 def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
     """Round the layers of a block one after the other, then search the ranges of its activations.
@@ -109,7 +120,7 @@ def reconstruct_block(task: BlockTask, cut: Cut | None = None) -> BlockResult:
         task: The block.
         cut: A session of its region, made here when None.
     """
-    return _BlockSearch(task, cut or task.region.open(task.threads)).run()
+    return _BlockSearch(task, cut or task.region.open(task.share.each)).run()
 
 
 def block_or_error(task: BlockTask) -> BlockResult | HyvitError:
@@ -130,8 +141,7 @@ class _BlockSearch:
         self._given: Arrays = dict(task.given)
         self._qparams: dict[str, QParams] = {}  # new ones
         self._parameters: Arrays = {}
-        starts = itertools.accumulate(task.rows[:-1], initial=0)
-        self._hidden = [start >= task.samples for start in starts]  # batches that the search does not see
+        self._hidden, self._at_once = task.hidden, task.share.at_once
 
     def run(self) -> BlockResult:
         task = self._task
@@ -155,9 +165,14 @@ class _BlockSearch:
     def _error(self, given: Mapping[str, np.ndarray], held_out: bool = False) -> float:
         """Error on the samples that the search sees, or on the others."""
         task, total = self._task, ErrorSum(self._task.objective)
-        for found, exact, hidden in zip(task.found, task.exact, self._hidden, strict=True):
-            if task.measured and hidden == held_out:
-                total.update(exact, self._cut.run(found, given, task.measured), task.measured)
+
+        def errors(batch: int) -> BatchErrors:
+            found = self._cut.run(task.found[batch], given, task.measured)
+            return task.objective.errors(task.exact[batch], found, task.measured)
+
+        chosen = [batch for batch, hidden in enumerate(self._hidden) if task.measured and hidden == held_out]
+        for found in run_at_once(errors, chosen, self._at_once):
+            total.add(found)
         return total.value()
 
     def _candidate_error(self, pair: Pair, candidate: QParams) -> float:
@@ -177,6 +192,7 @@ class _BlockSearch:
             ridge=settings.ridge,
             correct_bias=settings.correct_bias,
             refit=settings.refit,
+            at_once=task.threads,
         )
         self._qparams[layer.weight] = rounded.qparams
         self._parameters[layer.weight] = rounded.weight
@@ -192,13 +208,16 @@ class _BlockSearch:
         most = -(-max(POSITIONS, POSITIONS_PER_INPUT * inputs) // len(task.found))
         halves = [GramAccumulator(layer.geometry, max_positions=most, seed=half) for half in (0, 1)]
         read = task.reads[layer.node]
-        for index, batch in enumerate(task.found):
-            found = batch[read] if read in batch else self._cut.run(batch, self._given, [read])[read]
+        for index, found in enumerate(run_at_once(self._reader(read), task.found, self._at_once)):
             exact = task.exact[index][layer.activation]
             weights = layer.over_positions(task.positions[layer.node], exact) if layer.node in task.positions else None
-            _add_halves(halves, exact, found, weights, task.rows[index], index)
+            _add_halves(halves, exact, found, weights, task.rows[index], index, task.threads)
         seen = [half for half in halves if half.seen] or halves
         return seen[0].result(), seen[-1].result()
+
+    def _reader(self, tensor: str) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+        """Gives a tensor of the block for a batch of what enters it."""
+        return lambda batch: batch[tensor] if tensor in batch else self._cut.run(batch, self._given, [tensor])[tensor]
 
     def _search_weights(self) -> dict[str, tuple[str, float | None]]:
         """Search the scale of every layer's weight; the codes stay the nearest ones."""
@@ -261,6 +280,7 @@ def _add_halves(
     weights: np.ndarray | None,
     samples: int,
     index: int,
+    threads: int,
 ) -> None:
     """Give every other sample to each half; a batch of one goes to the halves in turn."""
     if samples < 2 or exact.shape[0] % samples:
@@ -268,5 +288,8 @@ def _add_halves(
         return
     arrays = [exact, found] if weights is None else [exact, found, weights]
     split = [array.reshape(samples, array.shape[0] // samples, *array.shape[1:]) for array in arrays]
-    for half, accumulator in enumerate(halves):
-        accumulator.update(*(array[half::2].reshape(-1, *array.shape[2:]) for array in split))
+
+    def update(half: int) -> None:
+        halves[half].update(*(array[half::2].reshape(-1, *array.shape[2:]) for array in split))
+
+    list(run_at_once(update, range(len(halves)), min(threads, len(halves))))

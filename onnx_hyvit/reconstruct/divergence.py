@@ -9,11 +9,12 @@ import onnx
 
 from ..backward import Head, LossSpec
 from ..numerics.log_softmax import log_softmax
-from ..runtime import Session, make_session
+from ..runtime import Session, make_session, run_at_once, share_threads
 
 # between two runs numpy works: idle threads of the session would spin
 NO_SPINNING = {"session.intra_op.allow_spinning": "0"}
 Feeds = Mapping[str, np.ndarray]
+MANY = 1 << 30  # batches of a stream, of which the number is not known
 
 
 def samples_of(feeds: Mapping[str, np.ndarray]) -> int:
@@ -36,23 +37,28 @@ class Divergence:
             loss: Says what the outputs are.
             batches: Feeds, the same each time they are iterated, which is once here and once for each model that is
                 judged. The outputs are held in memory, feeds only where this is a list.
-            threads: Threads of the sessions.
+            threads: Threads in all.
 
         Attributes:
             wanted: The float model's values of what the loss reads; one dict for each batch.
             rows: Samples of each batch.
         """
-        self._loss, self._batches, self._threads = loss, batches, threads
+        self._loss, self._batches = loss, batches
+        self._share = share_threads(threads, len(batches) if isinstance(batches, Sequence) else MANY)
         self._names = list(dict.fromkeys(head.tensor for head in loss.heads))
         session = self.session(proto)
-        runs = [(samples_of(batch), session.run(batch, self._names)) for batch in batches]
+
+        def run(batch: Feeds) -> tuple[int, dict[str, np.ndarray]]:
+            return samples_of(batch), session.run(batch, self._names)
+
+        runs = list(run_at_once(run, batches, self._share.at_once))
         self.rows = tuple(samples for samples, _ in runs)
         self.wanted = [outputs for _, outputs in runs]
 
     def session(self, proto: onnx.ModelProto) -> Session:
         """A session of a model that has the tensors which the loss reads; exact in its integer sums."""
         return make_session(
-            _with_outputs(proto, self._names), threads=self._threads, optimize="extended", config=NO_SPINNING
+            _with_outputs(proto, self._names), threads=self._share.each, optimize="extended", config=NO_SPINNING
         )
 
     def of(self, session: Session, given: Feeds | None = None) -> float:
@@ -67,11 +73,13 @@ class Divergence:
             given: Further inputs, the same for all samples.
         """
         given = {name: value for name, value in (given or {}).items() if name in session.input_names}
-        parts = [np.zeros(0)]
-        for batch, wanted, samples in zip(self._batches, self.wanted, self.rows, strict=True):
-            found = session.run({**batch, **given}, self._names)
-            parts.append(divergence_of(self._loss.heads, wanted, found, samples))
-        return np.concatenate(parts)
+
+        def judge(batch: tuple[Feeds, Feeds, int]) -> np.ndarray:
+            feeds, wanted, samples = batch
+            return divergence_of(self._loss.heads, wanted, session.run({**feeds, **given}, self._names), samples)
+
+        batches = zip(self._batches, self.wanted, self.rows, strict=True)
+        return np.concatenate([np.zeros(0), *run_at_once(judge, batches, self._share.at_once)])
 
 
 def divergence_of(heads: Sequence[Head], wanted: Feeds, found: Feeds, samples: int) -> np.ndarray:

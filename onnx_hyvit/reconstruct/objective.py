@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError
 
+BatchErrors = list[tuple[str, float, float]]  # tensor, error, what it is relative to
 Metric = Literal["mse", "fisher", "cosine"]
 METRICS: tuple[str, ...] = ("mse", "fisher", "cosine")
 
@@ -40,6 +41,12 @@ class Objective:
     def of(self, names: Iterable[str]) -> Objective:
         """The same for some tensors only."""
         return Objective(self.metric, {name: self.weights[name] for name in names if name in self.weights})
+
+    def errors(
+        self, exact: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Iterable[str]
+    ) -> BatchErrors:
+        """Errors of one batch of several tensors, see ``error``."""
+        return [(name, *self.error(name, exact[name], found[name])) for name in names]
 
     def error(self, name: str, exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
         """Error of one batch of a tensor and what it is relative to, both to be summed over batches.
@@ -77,8 +84,11 @@ class ErrorSum:
 
     def update(self, exact: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
         """Take in one batch."""
-        for name in names:
-            error, size = self._objective.error(name, exact[name], found[name])
+        self.add(self._objective.errors(exact, found, names))
+
+    def add(self, errors: BatchErrors) -> None:
+        """Take in the errors of one batch."""
+        for name, error, size in errors:
             entry = self._sums.setdefault(name, [0.0, 0.0])
             entry[0] += error
             entry[1] += size

@@ -15,6 +15,7 @@ from ..graph.region import extract_region
 from ..numerics import QParams, RangeMethod, fake_quantize, qparams_from_range
 from ..numerics.weights import WeightMethod, weight_qparams
 from ..placement import Plan
+from ..runtime import run_at_once, share_threads
 from .options import Option
 from .trial import Cut, Pair, Region, TrialModel, cut_region, make_trial, with_inputs
 
@@ -116,14 +117,16 @@ class OptionRegion:
             entering: Tensors that enter.
             leaving: Tensors that leave.
             batches: Float values of the tensors that enter.
-            threads: Threads of the sessions.
+            threads: Threads in all.
         """
         self._values, self._leaving, self._batches = values, tuple(leaving), batches
         quantized = cut_region(values.trial.proto, entering, leaving, ())
         self._pairs = _observable(values, entering, leaving, quantized)
         self._inner = [name for name in self._pairs if name not in entering]
-        self._cut: Cut = quantized.open(threads)
-        self._float: Cut = cut_region(values.proto, entering, leaving, self._inner).open(threads)
+        share = share_threads(threads, len(batches))
+        self._at_once = share.at_once
+        self._cut: Cut = quantized.open(share.each)
+        self._float: Cut = cut_region(values.proto, entering, leaving, self._inner).open(share.each)
         self._exact: list[Arrays] = []
         self._first: Arrays = {}
         self._qparams = values.qparams(list(self._pairs), self._run_exact())
@@ -132,8 +135,12 @@ class OptionRegion:
 
     def _run_exact(self) -> Iterator[Arrays]:
         """All tensors of each batch in turn; keeps the outputs, and what is rounded of the first batch."""
-        for batch in self._batches:
-            arrays = self._float.run(batch, self._values.floats, [*self._leaving, *self._inner])
+        names = [*self._leaving, *self._inner]
+
+        def run(batch: Arrays) -> Arrays:
+            return self._float.run(batch, self._values.floats, names)
+
+        for batch, arrays in zip(self._batches, run_at_once(run, self._batches, self._at_once), strict=True):
             self._exact.append({name: arrays[name] for name in self._leaving})
             self._first = self._first or {name: arrays[name] for name in self._inner}
             yield {**batch, **arrays}
@@ -144,8 +151,11 @@ class OptionRegion:
         qparams = {**self._qparams, **(self._qparams_with(floats) if changed else {})}
         for name, pair in self._pairs.items():
             given |= pair.feeds(qparams[name])
-        for exact, batch in zip(self._exact, self._batches, strict=True):
-            yield exact, self._cut.run(batch, given, self._leaving)
+
+        def run(batch: Arrays) -> Arrays:
+            return self._cut.run(batch, given, self._leaving)
+
+        yield from zip(self._exact, run_at_once(run, self._batches, self._at_once), strict=True)
 
     def _qparams_with(self, floats: Arrays) -> dict[str, QParams]:
         """First scales of the tensors that have other values now."""
@@ -153,7 +163,8 @@ class OptionRegion:
         moved = [name for name, array in first.items() if _differs(array, self._first[name])]
         if not moved:
             return {}
-        return self._values.qparams(moved, (self._float.run(batch, floats, moved) for batch in self._batches))
+        found = run_at_once(lambda batch: self._float.run(batch, floats, moved), self._batches, self._at_once)
+        return self._values.qparams(moved, found)
 
 
 def _observable(

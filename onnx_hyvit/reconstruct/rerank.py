@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from ..backward import Head
+from ..runtime import run_at_once, share_threads
 from .divergence import divergence_of, is_worse
 from .trial import Cut, Feeds, Region, cut_region
 
@@ -110,10 +111,12 @@ class OutputJudge:
             suffix: What is behind the block.
             block: The block; its session also gives ``suffix.inner``.
             found: Tensors that enter the block; one dict for each batch of the sweep.
-            threads: Threads of the session.
+            threads: Threads in all.
         """
         self._suffix, self._block, self._found = suffix, block, found
-        self._behind = suffix.region.open(threads) if suffix.region else None
+        share = share_threads(threads, len(suffix.batches))
+        self._at_once = share.at_once
+        self._behind = suffix.region.open(share.each) if suffix.region else None
 
     def each(self, given: Feeds) -> np.ndarray:
         """Divergence of every sample: float64 [samples].
@@ -121,14 +124,16 @@ class OutputJudge:
         Args:
             given: Scales, zero points, weights and biases of the block.
         """
-        suffix, parts = self._suffix, []
-        for place, batch in enumerate(suffix.batches):
-            outputs = list(dict.fromkeys((*self._block.leaving, *suffix.inner)))
-            found = self._block.run(self._found[batch], given, outputs)
+        suffix = self._suffix
+        outputs = list(dict.fromkeys((*self._block.leaving, *suffix.inner)))
+
+        def judge(place: int) -> np.ndarray:
+            found = self._block.run(self._found[suffix.batches[place]], given, outputs)
             if self._behind is not None:
                 found |= self._behind.run({**suffix.carried[place], **found}, {})
-            parts.append(divergence_of(suffix.heads, suffix.wanted[place], found, suffix.rows[place]))
-        return np.concatenate(parts)
+            return divergence_of(suffix.heads, suffix.wanted[place], found, suffix.rows[place])
+
+        return np.concatenate(list(run_at_once(judge, range(len(suffix.batches)), self._at_once)))
 
 
 def least_divergence(candidates: Sequence[Candidate], each: Callable[[Candidate], np.ndarray]) -> int:

@@ -12,6 +12,7 @@ from ..numerics.moments import InputMoments, merge_moments
 from ..numerics.refit import refit_scale
 from ..numerics.ridge import bias_shift, choose_strength, ridge_correct
 from ..numerics.rounding import gptq_round, nearest_codes, output_error, search_scale
+from ..runtime import run_at_once
 from .layers import Layer
 
 Rounding = Literal["nearest", "gptq"]
@@ -52,6 +53,7 @@ def round_layer(
     ridge: bool = True,
     correct_bias: bool = True,
     refit: bool = True,
+    at_once: int = 1,
 ) -> RoundedLayer:
     """Choose codes, scale and bias of a layer that minimise ``E|W^ x~ + b^ - (W x + b)|^2``.
 
@@ -69,6 +71,7 @@ def round_layer(
         ridge: Whether to correct for the inputs' error.
         correct_bias: Whether to correct the bias.
         refit: Whether to fit the scales again, by one factor, once the codes are known.
+        at_once: Threads that round at the same time.
     """
     rows = layer.rows(weight)
     unread = np.asarray(~rows.any(axis=-2))
@@ -80,7 +83,7 @@ def round_layer(
     enough = moments.weight >= POSITIONS_PER_INPUT * rows.shape[-1]
     strength = choose_strength(rows, halves) if ridge and free_bias and enough else None
     wanted = rows if strength is None else ridge_correct(rows, moments, strength)
-    use_gptq = rounding == "gptq" and _gptq_holds(layer, wanted, halves, start, free_bias)
+    use_gptq = rounding == "gptq" and _gptq_holds(layer, wanted, halves, start, free_bias, at_once)
     scale, qparams = _scales(layer, wanted, weight, gram, start, use_gptq or strength is not None)
     if use_gptq:
         codes = gptq_round(wanted, gram, scale, layer.spec).astype(np.float64)
@@ -100,18 +103,24 @@ def round_layer(
 
 
 def _gptq_holds(
-    layer: Layer, wanted: np.ndarray, halves: tuple[InputMoments, InputMoments], start: QParams, centred: bool
+    layer: Layer,
+    wanted: np.ndarray,
+    halves: tuple[InputMoments, InputMoments],
+    start: QParams,
+    centred: bool,
+    at_once: int,
 ) -> bool:
     """Whether GPTQ fitted to one half of the samples beats nearest codes on the other half."""
     scale = _column(start, wanted)
     plain = nearest_codes(wanted, scale, layer.spec) * scale[..., None] - wanted
-    gain = 0.0
-    for fitted, held_out in (halves, halves[::-1]):
-        grams = [half.centred_gram if centred else half.gram for half in (fitted, held_out)]
-        codes = gptq_round(wanted, grams[0], scale, layer.spec, sweeps=0).astype(np.float64)
-        change = codes * scale[..., None] - wanted
-        gain += float(output_error(plain, grams[1]).sum() - output_error(change, grams[1]).sum())
-    return gain > 0.0
+    grams = [half.centred_gram if centred else half.gram for half in halves]
+
+    def gain(fitted: int) -> float:
+        codes = gptq_round(wanted, grams[fitted], scale, layer.spec, sweeps=0).astype(np.float64)
+        change, held_out = codes * scale[..., None] - wanted, grams[1 - fitted]
+        return float(output_error(plain, held_out).sum() - output_error(change, held_out).sum())
+
+    return sum(run_at_once(gain, (0, 1), min(at_once, 2))) > 0.0
 
 
 def _scales(

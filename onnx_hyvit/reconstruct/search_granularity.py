@@ -20,6 +20,7 @@ from ..graph import Model, model_to_proto
 from ..graph.edit import new_constant
 from ..placement import Plan
 from ..recipes import Reconstruction
+from ..runtime import share_threads
 from .divergence import samples_of
 from .engine import batches_that_fit
 from .objective import ErrorSum, Objective
@@ -181,9 +182,9 @@ class _Walk:
     def _advance(self, values: OptionValues, first: int, last: int, wanted: Sequence[str]) -> None:
         """Keep what the float blocks from ``first`` to ``last`` give with the constants as they are now."""
         if wanted:
-            cut = cut_region(values.proto, self._entering(first, last), wanted, ()).open(self._threads)
-            for batch in self._alive:
-                batch |= cut.run(batch, values.floats, wanted)
+            share = share_threads(self._threads, len(self._alive))
+            cut = cut_region(values.proto, self._entering(first, last), wanted, ()).open(share.each)
+            cut.extend(self._alive, values.floats, wanted, share.at_once)
 
     def _decide(self, candidate: Candidate, values: OptionValues, first: int, last: int) -> Found:
         """The best option: of least error on the samples that the search sees, better on the others, too."""

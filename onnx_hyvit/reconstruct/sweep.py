@@ -17,6 +17,7 @@ from ..graph.io import infer_shapes
 from ..numerics import QParams, fake_quantize
 from ..placement import Plan
 from ..recipes import Reconstruction
+from ..runtime import run_at_once, share_threads
 from ..tasks import Lost, Workers, run_tasks, threads_each
 from .block import Arrays, BlockResult, BlockTask, block_or_error, reconstruct_block
 from .divergence import samples_of
@@ -101,13 +102,12 @@ class Sweep:
         """Blocks that read what the quantized ones before them give."""
         for index, block in enumerate(blocks):
             task = self._task(index, block, samples[index], self.qparams, self.parameters)
-            trial = task.region.open(self._threads)
+            trial = task.region.open(task.share.each)
             result = load(index) or reconstruct_block(task, trial)
             self._searched.update(choice.tensor for choice in result.ranges)
             yield result
             given = {**self.trial.feeds(self.qparams), **self.parameters}
-            for batch in self._found:
-                batch |= trial.run(batch, given, block.outputs)
+            trial.extend(self._found, given, block.outputs, task.share.at_once)
             self._advance(block, task)
             forget((self._exact, self._found), self._last, index)
 
@@ -198,10 +198,13 @@ class Sweep:
     def _float_tensors(self, block: Block, activations: Sequence[str]) -> list[Arrays]:
         """Float values of what leaves a block and of what its layers read, for each batch."""
         inner = [name for name in activations if name not in block.inputs]
-        exact = cut_region(self._float, block.inputs, block.outputs, inner).open(self._threads)
-        return [
-            exact.run(batch, {}) | {name: batch[name] for name in activations if name in batch} for batch in self._exact
-        ]
+        share = share_threads(self._threads, len(self._exact))
+        exact = cut_region(self._float, block.inputs, block.outputs, inner).open(share.each)
+
+        def run(batch: Arrays) -> Arrays:
+            return exact.run(batch, {}) | {name: batch[name] for name in activations if name in batch}
+
+        return list(run_at_once(run, self._exact, share.at_once))
 
     def _advance(self, block: Block, task: BlockTask) -> None:
         """Keep what the float block gave."""

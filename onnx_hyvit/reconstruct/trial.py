@@ -20,7 +20,7 @@ from ..graph.region import extract_region, names_read_by_bodies
 from ..insert_qdq import insert_qdq
 from ..numerics import QParams
 from ..placement import Plan
-from ..runtime import Session, make_session
+from ..runtime import Session, make_session, run_at_once
 from .divergence import NO_SPINNING
 
 Feeds = Mapping[str, np.ndarray]
@@ -147,6 +147,15 @@ class Cut:
         """Outputs for one batch."""
         feeds = {name: entering[name] for name in self.entering} | {name: given[name] for name in self.given}
         return self.session.run(feeds, outputs)
+
+    def extend(
+        self, batches: Iterable[dict[str, np.ndarray]], given: Feeds, outputs: Sequence[str], at_once: int
+    ) -> None:
+        """Put the outputs for each batch into it, ``at_once`` batches at the same time."""
+        kept = list(batches)
+        found = run_at_once(lambda batch: self.run(batch, given, outputs), kept, at_once)
+        for batch, made in zip(kept, found, strict=True):
+            batch |= made
 
 
 @dataclass(frozen=True)

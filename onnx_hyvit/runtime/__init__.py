@@ -1,5 +1,6 @@
 """The only user of onnxruntime: sessions, timing, and observing the tensors of a model over data."""
 
+from .at_once import Share, run_at_once, share_threads
 from .collect import Progress, collect
 from .memory import live_bytes, samples_that_fit
 from .node_times import NodeTime, profile_nodes
@@ -32,6 +33,7 @@ __all__ = [
     "Ratio",
     "RuntimeFailure",
     "Session",
+    "Share",
     "TensorInfo",
     "Timing",
     "benchmark",
@@ -45,8 +47,10 @@ __all__ = [
     "paired_ratio",
     "parse_operators",
     "profile_nodes",
+    "run_at_once",
     "runtime_reason",
     "samples_that_fit",
+    "share_threads",
     "summarise",
     "sums_saturate",
     "take_turns",
