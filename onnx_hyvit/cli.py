@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_compare, cli_deploy, display_inspected, display_many, display_quantized, interrupts
-from .cli_options import JsonFlag, PreprocessOption, QuietFlag, ReportOption, SkipOption, VerboseFlag
+from .cli_options import (
+    DaskOption,
+    JobsOption,
+    JsonFlag,
+    PreprocessOption,
+    QuietFlag,
+    ReportOption,
+    SkipOption,
+    VerboseFlag,
+)
 from .cli_output import check_page, errors, fail_for, progress, show, write_page
 from .config import LOSSES, QuantConfig, load_config
 from .errors import ConfigError
@@ -98,10 +107,8 @@ def quantize(
     labels: Annotated[
         Path | None, typer.Option(help="Labels of --calib for a --max-drop in percent: .npy, .txt or .csv.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that work at the same time; they share --threads.")] = 1,
-    dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on this dask cluster instead (tcp://host:8786).")
-    ] = None,
+    jobs: JobsOption = 1,
+    dask: DaskOption = None,
     pack_int4: Annotated[
         bool | None, typer.Option("--pack-int4", help="Store weights of 4 bits or fewer as INT4, two in a byte.")
     ] = None,

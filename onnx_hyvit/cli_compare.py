@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,11 @@ import typer
 
 from . import display, display_compared
 from .cli_options import (
+    DaskOption,
     DataOption,
     FloatModel,
     Int8Model,
+    JobsOption,
     JsonFlag,
     PreprocessOption,
     QuietFlag,
@@ -41,6 +44,8 @@ def add_commands(app: typer.Typer) -> None:
         seed: SampleSeed = 0,
         threads: ThreadsOption = 1,
         runs: TimedRuns = 30,
+        jobs: JobsOption = 1,
+        dask: DaskOption = None,
         min_agreement: Annotated[
             float | None, typer.Option(min=0, max=1, help="Exit with 1 when fewer samples (0 to 1) keep their class.")
         ] = None,
@@ -57,23 +62,28 @@ def add_commands(app: typer.Typer) -> None:
         """Compare FLOAT and INT8: accuracy, agreement, error along the graph, size, latency, kernels."""
         with errors(verbose), progress(quiet or as_json) as update:
             check_page(report, float_model, int8_model, draws=True)
+            from . import tasks
+
             if report is None:
                 from .comparison import compare as run_compare
             else:
                 from .evidence import compare_for_report as run_compare
-            result = run_compare(
-                float_model,
-                int8_model,
-                data,
-                labels=labels,
-                samples=samples,
-                seed=seed,
-                threads=threads,
-                runs=runs,
-                preprocess=preprocess,
-                skip_unreadable=skip_unreadable,
-                progress=update,
-            )
+            with tasks.dask_executor(dask) if dask else nullcontext() as executor:
+                result = run_compare(
+                    float_model,
+                    int8_model,
+                    data,
+                    labels=labels,
+                    samples=samples,
+                    seed=seed,
+                    threads=threads,
+                    runs=runs,
+                    preprocess=preprocess,
+                    skip_unreadable=skip_unreadable,
+                    jobs=jobs,
+                    executor=executor,
+                    progress=update,
+                )
             write_page(report, result)
         show(result, display_compared.compared, as_json, quiet)
         for what, found, least in (

@@ -18,6 +18,10 @@ SamplesOption = Annotated[int, typer.Option(help="Samples at most.")]
 SampleSeed = Annotated[int, typer.Option(help="Seed of the choice of samples.")]
 ThreadsOption = Annotated[int, typer.Option(help="Threads of ONNX Runtime, in the timing as well.")]
 TimedRuns = Annotated[int, typer.Option(help="Timed runs of each file, taken in turn.")]
+JobsOption = Annotated[int, typer.Option(help="Processes that work at the same time; they share --threads.")]
+DaskOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="Work on this dask cluster instead (tcp://host:8786).")
+]
 
 PreprocessOption = Annotated[
     str | None,
@@ -27,9 +31,11 @@ SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out u
 ReportOption = Annotated[Path | None, typer.Option("--report", help="Also write one self-contained HTML page.")]
 
 __all__ = [
+    "DaskOption",
     "DataOption",
     "FloatModel",
     "Int8Model",
+    "JobsOption",
     "JsonFlag",
     "PreprocessOption",
     "QuietFlag",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,85 +13,18 @@ import onnx
 
 from . import calibration as calib
 from .errors import ModelError
+from .evaluation import Watch, evaluate
 from .graph.io import model_bytes, read_proto
 from .graph.lookup import Lookup
 from .kernel_audit import audit
-from .labels import labels_of, load_labels
-from .runtime import Session, benchmark, make_session
+from .labels import load_labels
+from .runtime import benchmark, make_session
+from .scores import ErrorMeter
+from .tasks import Workers, check_jobs, local_processes
 from .validate import compare_fused, find_saturation
 
-SQNR_CAP = 200.0
 TENSOR_SAMPLES = 8
 Progress = Callable[[int, int, str], None]
-Arrays = dict[str, np.ndarray]
-Watch = Callable[[calib.Source, Sequence[Any], Arrays, Arrays, Arrays, Sequence[int] | None], None]
-
-
-class ErrorMeter:
-    """Streaming signal-to-noise ratio and cosine of two tensors, in float64, with constant memory."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = self.dot = self.other = 0.0
-        self.largest = 0.0
-
-    def update(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """Take in a pair of arrays of the same shape."""
-        a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-        difference = a - b
-        self.signal += _dot(a, a)
-        self.other += _dot(b, b)
-        self.dot += _dot(a, b)
-        self.noise += _dot(difference, difference)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-
-    @property
-    def sqnr_db(self) -> float:
-        """``10 log10(signal / noise)`` in dB, within +-200 so that equal tensors give a finite number."""
-        if self.noise == 0.0:
-            return SQNR_CAP
-        if not np.isfinite(self.noise) or self.signal == 0.0:
-            return -SQNR_CAP
-        return float(np.clip(10 * np.log10(self.signal / self.noise), -SQNR_CAP, SQNR_CAP))
-
-    @property
-    def cosine(self) -> float:
-        """Cosine of the two tensors, 1.0 when both are zero."""
-        norm = np.sqrt(self.signal * self.other)
-        return float(self.dot / norm) if norm > 0 and np.isfinite(norm) else float(self.noise == 0.0)
-
-
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of products in this thread: BLAS wakes all cores for it, and its result depends on their number."""
-    return float(np.einsum("i,i->", a, b))
-
-
-class _Scores:
-    """Counts of right answers and agreements over samples; class scores lie on the last axis of the first output."""
-
-    def __init__(self) -> None:
-        self.positions = self.agree = 0
-        self.labelled = 0
-        self.right = {"float_top1": 0, "int8_top1": 0, "float_top5": 0, "int8_top5": 0}
-        self.classes = 0
-
-    def update(self, expected: np.ndarray, found: np.ndarray, labels: Sequence[int] | None) -> None:
-        self.classes = expected.shape[-1]
-        self.agree += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        self.positions += int(np.prod(expected.shape[:-1]))
-        if labels is None:
-            return
-        truth = np.asarray(labels)
-        self.labelled += len(truth)
-        for name, scores in (("float", expected), ("int8", found)):
-            order = np.argsort(-scores.reshape(len(truth), -1), axis=-1, kind="stable")
-            self.right[f"{name}_top1"] += int((order[:, 0] == truth).sum())
-            self.right[f"{name}_top5"] += int((order[:, :5] == truth[:, None]).any(-1).sum())
-
-    def accuracy(self) -> dict[str, float] | None:
-        if not self.labelled:
-            return None
-        keep = ("top1", "top5") if self.classes > 5 else ("top1",)
-        return {key: count / self.labelled for key, count in self.right.items() if key.endswith(keep)}
 
 
 def compare(
@@ -104,6 +39,8 @@ def compare(
     runs: int = 30,
     preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
     skip_unreadable: bool = False,
+    jobs: int = 1,
+    executor: Executor | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
@@ -120,8 +57,12 @@ def compare(
         runs: Timed runs of each model, interleaved, batch 1.
         preprocess: For images, as for ``quantize``.
         skip_unreadable: Leave out unreadable images.
+        jobs: Processes that share out the samples, 1 to 256; the numbers do not depend on it. A script that uses
+            processes must call this below ``if __name__ == "__main__":``.
+        executor: Takes the samples instead of local processes: any ``concurrent.futures.Executor``, such as that of a
+            dask ``Client``. Its workers must see the same paths.
         progress: Called as ``progress(done, total, text)``.
-        watch: Called with the data and, for each batch, sample ids, feeds, float outputs, int8 outputs and labels.
+        watch: Looks on.
 
     Returns:
         Plain values: ``outputs`` (name -> ``sqnr_db``, ``cosine``), ``top1_agreement`` (0 to 1; None without class
@@ -134,23 +75,25 @@ def compare(
     """
     (reference, float_name), (quantized, int8_name) = read_proto(float_model), read_proto(int8_model)
     check_pair(reference, quantized, float_name, int8_name)
-    if isinstance(preprocess, (str, os.PathLike)):
-        preprocess = calib.load_preprocess(preprocess)
-    source = calib.open_source(
-        data,
-        calib.inputs_of(reference),
-        preprocess=preprocess,
-        samples=samples,
-        seed=seed,
-        batch_size=1,
-        skip_unreadable=skip_unreadable,
-    )
+    source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
     truth = load_labels(labels) if labels is not None else None
+    check_jobs(jobs)
     sessions = {
         "float": make_session(reference, threads=threads),
         "int8": make_session(quantized, threads=threads, exact_sums=False),
     }
-    meters, scores = _run_both(sessions, source, truth, progress, watch)
+    both = sessions["float"], sessions["int8"]
+    tally = evaluate(
+        (float_model, int8_model),
+        both,
+        source,
+        truth,
+        threads=threads,
+        workers=_workers(jobs, executor),
+        watch=watch,
+        progress=progress,
+    )
+    scores = tally.scores
     feeds = next(iter(source))[1]
     saturation = find_saturation(quantized, feeds, threads=threads)
     fused = compare_fused(quantized, feeds)
@@ -159,10 +102,10 @@ def compare(
     return {
         "float": float_name,
         "int8": int8_name,
-        "samples": len(source),
+        "samples": len(tally.ids),
         "outputs": {
             name: {"sqnr_db": meter.sqnr_db, "cosine": meter.cosine, "max_abs_diff": meter.largest}
-            for name, meter in meters.items()
+            for name, meter in tally.meters.items()
         },
         "top1_agreement": scores.agree / scores.positions if scores.positions else None,
         "accuracy": scores.accuracy(),
@@ -182,6 +125,35 @@ def compare(
     }
 
 
+def open_samples(
+    proto: onnx.ModelProto,
+    data: Any,
+    preprocess: calib.Preprocess | str | os.PathLike[str] | None,
+    samples: int,
+    seed: int,
+    skip_unreadable: bool,
+) -> calib.Source:
+    """The data as samples, one at a time where the model allows it; see ``compare``."""
+    if isinstance(preprocess, (str, os.PathLike)):
+        preprocess = calib.load_preprocess(preprocess)
+    return calib.open_source(
+        data,
+        calib.inputs_of(proto),
+        preprocess=preprocess,
+        samples=samples,
+        seed=seed,
+        batch_size=1,
+        skip_unreadable=skip_unreadable,
+    )
+
+
+def _workers(jobs: int, executor: Executor | None) -> AbstractContextManager[Workers] | None:
+    """Who shares out the samples; None is this process."""
+    if executor is not None:
+        return nullcontext(Workers(executor, jobs))
+    return local_processes(jobs) if jobs > 1 else None
+
+
 def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_name: str, int8_name: str) -> None:
     """Refuse two models whose inputs or outputs differ.
 
@@ -199,37 +171,6 @@ def check_pair(reference: onnx.ModelProto, quantized: onnx.ModelProto, float_nam
                 f"{int8_name}: its {kind}s are {names[1]}, those of {float_name} are {names[0]}; "
                 "compare a model with the one it was made from"
             )
-
-
-def _run_both(
-    sessions: dict[str, Session],
-    source: calib.Source,
-    truth: Mapping[str, int] | np.ndarray | None,
-    progress: Any,
-    watch: Watch | None,
-) -> tuple[dict[str, ErrorMeter], _Scores]:
-    names = sessions["float"].output_names
-    meters = {name: ErrorMeter() for name in names}
-    scores = _Scores()
-    done = 0
-    for ids, feeds in source:
-        expected, found = (
-            {name: value[: len(ids)] if value.ndim else value for name, value in session.run(feeds, names).items()}
-            for session in sessions.values()
-        )
-        for name in names:
-            if expected[name].dtype.kind == "f":
-                meters[name].update(expected[name], found[name])
-        known = None if truth is None else labels_of(ids, truth)
-        first = expected[names[0]]
-        if first.ndim >= 2 and first.shape[-1] > 1:
-            scores.update(first, found[names[0]], known)
-        if watch is not None:
-            watch(source, ids, feeds, expected, found, known)
-        done += len(ids)
-        if progress is not None:
-            progress(done, len(source), "comparing")
-    return meters, scores
 
 
 def tensor_errors(reference: onnx.ModelProto, quantized: onnx.ModelProto, source: calib.Source) -> list[dict[str, Any]]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
 from . import calibration as calib
-from .comparison import TENSOR_SAMPLES, Arrays, compare, exposing
+from .comparison import TENSOR_SAMPLES, compare, exposing, open_samples
 from .diagnosis.ownership import FloatModel, blocks_of_nodes, read_float_model
 from .diagnosis.pairs import ActivationPair, GraphIndex, find_pairs
+from .evaluation import Arrays
 from .graph.io import read_proto
+from .labels import labels_of, load_labels
 from .numerics import Histogram
 from .runtime import make_session
 
@@ -25,14 +27,30 @@ PICTURES = 12
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 
 
-def compare_for_report(float_model: ModelLike, int8_model: ModelLike, data: Any, **options: Any) -> dict[str, Any]:
+def compare_for_report(
+    float_model: ModelLike,
+    int8_model: ModelLike,
+    data: Any,
+    *,
+    labels: str | os.PathLike[str] | np.ndarray | None = None,
+    samples: int = 256,
+    seed: int = 0,
+    preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
+    skip_unreadable: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
     """As ``compare``, with what a report page needs besides.
 
     Args:
         float_model: The float model.
         int8_model: The quantized model.
         data: Data as for ``quantize``.
-        options: Those of ``compare``.
+        labels: See ``compare``.
+        samples: See ``compare``.
+        seed: See ``compare``.
+        preprocess: See ``compare``.
+        skip_unreadable: See ``compare``.
+        options: The others of ``compare``.
 
     Returns:
         The result of ``compare``, whose ``tensors`` also name their ``block``, and with ``evidence``: ``found`` (the
@@ -43,18 +61,18 @@ def compare_for_report(float_model: ModelLike, int8_model: ModelLike, data: Any,
         CalibrationError: The data cannot be used.
     """
     disagreements = Disagreements()
-    result = compare(float_model, int8_model, data, watch=disagreements.update, **options)
-    known = read_float_model(float_model)
-    quantized, _ = read_proto(int8_model)
-    assert disagreements.source is not None  # compare ran at least one batch
+    source = open_samples(read_proto(float_model)[0], data, preprocess, samples, seed, skip_unreadable)
+    result = compare(float_model, int8_model, source, labels=labels, watch=disagreements, **options)
+    known, (quantized, _) = read_float_model(float_model), read_proto(int8_model)
+    truth = None if labels is None else load_labels(labels)
     for row in result["tensors"]:
         number = known.block_of_tensor.get(row["name"])
         row["block"] = known.structure.blocks[number].name if number is not None else None
     result["evidence"] = {
         "found": {"model": result["float"], "blocks": known.structure.to_dict()["blocks"]},
         "kernels": _kernels(quantized, known, result["audit"]),
-        "histograms": _histograms(known.proto, quantized, result["tensors"], disagreements.source),
-        "pictures": disagreements.pictures(),
+        "histograms": _histograms(known.proto, quantized, result["tensors"], source),
+        "pictures": disagreements.pictures(source, truth),
         "disagreements": disagreements.count,
     }
     return result
@@ -65,20 +83,10 @@ class Disagreements:
 
     def __init__(self) -> None:
         self.count = 0
-        self.source: calib.Source | None = None
         self._kept: list[tuple[float, int, dict[str, Any]]] = []
 
-    def update(
-        self,
-        source: calib.Source,
-        ids: Sequence[Any],
-        feeds: Arrays,
-        expected: Arrays,
-        found: Arrays,
-        labels: Sequence[int] | None,
-    ) -> None:
+    def update(self, ids: Sequence[Any], feeds: Arrays, expected: Arrays, found: Arrays) -> None:
         """Look at one batch; the class scores lie on the last axis of the first output."""
-        self.source = source
         name = next(iter(expected))
         scores, others = expected[name], found[name]
         if scores.ndim not in (2, 3) or scores.shape[-1] < 2 or len(scores) != len(ids):
@@ -91,24 +99,36 @@ class Disagreements:
             ranked = np.sort(scores[place], axis=-1)
             margin = float(np.mean(ranked[..., -1] - ranked[..., -2]))
             entry = {
-                "sample": str(sample),
+                "sample": sample,
                 "image": next((feed[place] for feed in feeds.values() if feed.ndim == 4), None),
-                "label": None if labels is None else int(labels[place]),
                 **_answers(wanted, given),
             }
-            heapq.heappush(self._kept, (margin, -self.count, entry))
-            if len(self._kept) > PICTURES:
-                heapq.heappop(self._kept)
+            self._keep(margin, -self.count, entry)
 
-    def pictures(self) -> list[dict[str, Any]]:
+    def merge(self, other: Disagreements) -> None:
+        """Take in those of later samples."""
+        for margin, place, entry in other._kept:
+            self._keep(margin, place - self.count, entry)
+        self.count += other.count
+
+    def _keep(self, margin: float, place: int, entry: dict[str, Any]) -> None:
+        heapq.heappush(self._kept, (margin, place, entry))
+        if len(self._kept) > PICTURES:
+            heapq.heappop(self._kept)
+
+    def pictures(
+        self, source: calib.Source, labels: Mapping[str, int] | np.ndarray | None = None
+    ) -> list[dict[str, Any]]:
         """The kept samples, the one where the float model was surest first; those without an image are left out."""
         shown = []
         for _, _, entry in sorted(self._kept, key=lambda item: (-item[0], -item[1])):
             image = entry["image"]
-            png = calib.thumbnail(image, self.source) if image is not None else None
+            png = calib.thumbnail(image, source) if image is not None else None
             if png is not None:
                 words = {key: value for key, value in entry.items() if key != "image"}
-                shown.append({**words, "png": base64.b64encode(png).decode("ascii")})
+                label = None if labels is None else labels_of([entry["sample"]], labels)[0]
+                name, text = str(entry["sample"]), base64.b64encode(png).decode("ascii")
+                shown.append({**words, "sample": name, "label": label, "png": text})
         return shown
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .recipes import RECIPES, Recipe, find_recipe, with_weighting
 from .request import check_output
 from .runtime import Progress
 from .tasks import Lost, Workers, check_jobs, local_processes, run_tasks, threads_each
+from .worker_log import logged
 
 PathLike = str | os.PathLike[str]
 LEAST_MEMORY = 1 << 20
@@ -217,59 +217,9 @@ def quantize_task(task: ModelTask, jobs: int = 1, progress: Progress | None = No
 
 def _in_worker(task: ModelTask) -> _Finished:
     """As ``quantize_task`` in a process that shows nothing: what it logs comes back."""
-    with _logged(task.level) as records:
+    with logged(task.level) as records:
         finished = quantize_task(task)
     return replace(finished, logged=tuple(records))
-
-
-@contextmanager
-def _logged(level: int) -> Iterator[list[tuple[str, int, str]]]:
-    """Collect what this thread logs instead of showing it: (logger, level, message)."""
-    records: list[tuple[str, int, str]] = []
-    mine = threading.get_ident()
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == mine:
-                records.append((record.name, record.levelno, record.getMessage()))
-
-    handler = Collect(level)
-    _QUIET.begin(handler)
-    try:
-        yield records
-    finally:
-        _QUIET.end(handler)
-
-
-class _Quiet:
-    """The logger of this package, which shows nothing while any thread collects what it logs."""
-
-    def __init__(self) -> None:
-        self._logger, self._lock = logging.getLogger(__package__), threading.Lock()
-        self._handlers: list[logging.Handler] = []
-        self._before = (self._logger.level, self._logger.propagate)
-
-    def begin(self, handler: logging.Handler) -> None:
-        """Add ``handler``; the first one silences the logger."""
-        with self._lock:
-            if not self._handlers:
-                self._before = (self._logger.level, self._logger.propagate)
-            self._handlers.append(handler)
-            self._logger.addHandler(handler)
-            self._logger.setLevel(min(each.level for each in self._handlers))
-            self._logger.propagate = False
-
-    def end(self, handler: logging.Handler) -> None:
-        """Remove ``handler``; the last one leaves the logger as the first one found it."""
-        with self._lock:
-            self._handlers.remove(handler)
-            self._logger.removeHandler(handler)
-            if not self._handlers:
-                self._logger.setLevel(self._before[0])
-                self._logger.propagate = self._before[1]
-
-
-_QUIET = _Quiet()
 
 
 def _alone(task: ModelTask, folder: Path, jobs: int, progress: Progress | None, named: bool) -> ModelResult:

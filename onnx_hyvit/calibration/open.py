@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 
 from ..errors import CalibrationError, ConfigError
 from .array_file import ArrayFile, open_npy, open_npz
+from .array_sources import ArraySource, FeedSource, check_arrays, check_feeds
 from .images import MAX_PIXELS, SUFFIXES, find_images
 from .inputs import InputInfo, as_inputs, check_names, fixed_batch
 from .preprocess import Preprocess
 from .presets import PRESETS
-from .sources import ArraySource, FeedSource, ImageSource, Source, check_arrays, check_feeds, path_of
+from .sources import ImageSource, Source
 from .spool import Spool
 
 
@@ -62,7 +64,7 @@ def open_source(
     if isinstance(data, Source):
         check_names([info.name for info in data.inputs], infos, "calibration source")
         return data
-    path = path_of(data)
+    path = _path_of(data)
     if path is None:
         return _open_object(data, infos, samples, seed, batch_size)
     if not path.exists():
@@ -78,6 +80,11 @@ def open_source(
         only = _only_input(infos, f"{path}: an .npy holds one array")
         return _open_arrays({only.name: open_npy(path)}, infos, samples, seed, batch_size, str(path))
     raise CalibrationError(f"{path}: expected a folder of images, an image, .npz or .npy, found {suffix or 'a file'}")
+
+
+def _path_of(data: object) -> Path | None:
+    """``data`` as a path, when it is one."""
+    return Path(data) if isinstance(data, (str, os.PathLike)) else None
 
 
 def subset(count: int, samples: int | None, seed: int) -> list[int]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CalibrationError
-from .array_file import ArrayFile
 from .images import MAX_PIXELS, read_image
-from .inputs import InputInfo, cast, check_dtype, check_finite, check_names, check_shape, first_range, fixed_batch
+from .inputs import InputInfo, check_finite, first_range, fixed_batch
 from .preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
@@ -59,7 +57,7 @@ class Source(ABC):
                 check_finite(feeds[info.name], info, samples)
             if number == 0 and self._warns_of_range:
                 for warning in first_range(feeds, self.inputs):
-                    self._warn(warning)
+                    self.warn(warning)
             yield samples, feeds
 
     _warns_of_range = True
@@ -77,7 +75,24 @@ class Source(ABC):
         if self.batch_size > samples and fixed_batch(self.inputs) is None:
             self.batch_size = max(1, samples)
 
-    def _warn(self, text: str) -> None:
+    def part(self, start: int, stop: int) -> Source:
+        """Samples ``start`` to ``stop`` as a source of their own, which shares the warnings and may travel to a worker.
+
+        It is empty where none of its images can be read. Its first batch is the first of the whole source, or a later
+        one if ``start`` is a multiple of ``batch_size``.
+        """
+        part: Source = object.__new__(type(self))  # copy.copy would copy what travels: the arrays
+        vars(part).update(vars(self))
+        part._warns_of_range = self._warns_of_range and start == 0
+        part._select(start, stop)
+        return part
+
+    @abstractmethod
+    def _select(self, start: int, stop: int) -> None:
+        """Keep these samples only."""
+
+    def warn(self, text: str) -> None:
+        """Log a warning, and keep it, unless it was given before."""
         if text not in self.warnings:
             self.warnings.append(text)
             logger.warning("%s", text)
@@ -90,7 +105,7 @@ class Source(ABC):
         short = self.batch_size - rows
         if short <= 0:
             return feeds
-        self._warn(f"the model's batch is fixed at {self.batch_size}: the last batch repeats its last sample {short} x")
+        self.warn(f"the model's batch is fixed at {self.batch_size}: the last batch repeats its last sample {short} x")
         return {name: np.concatenate([value, *[value[-1:]] * short]) for name, value in feeds.items()}
 
 
@@ -116,6 +131,10 @@ class ImageSource(Source):
         self._paths = list(paths)
         self._skip_unreadable = skip_unreadable
         self._max_pixels = max_pixels
+        self._may_be_empty = False
+
+    def _select(self, start: int, stop: int) -> None:
+        self._paths, self._may_be_empty = self._paths[start:stop], True
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -135,9 +154,9 @@ class ImageSource(Source):
             except CalibrationError as error:
                 if not self._skip_unreadable:
                     raise CalibrationError(f"{error}; repair it, or skip such images with skip_unreadable") from error
-                self._warn(f"skipped: {error}")
+                self.warn(f"skipped: {error}")
                 self._paths.remove(path)
-        if not self._paths:
+        if not self._paths and not self._may_be_empty:
             raise CalibrationError(f"{self.folder}: no image could be read")
 
     def _read(self, path: Path) -> np.ndarray:
@@ -173,112 +192,6 @@ def _content_hash(path: Path) -> bytes:
     return digest.digest()
 
 
-class ArraySource(Source):
-    """Arrays in memory or on disk, first axis samples, one per input."""
-
-    def __init__(
-        self,
-        arrays: Mapping[str, np.ndarray | ArrayFile],
-        inputs: Sequence[InputInfo],
-        indices: Sequence[int],
-        batch_size: int,
-    ) -> None:
-        super().__init__(inputs, batch_size)
-        self._arrays = dict(arrays)
-        self._indices = list(indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _batches(self) -> Iterator[Batch]:
-        readers = {info.name: self._rows(info) for info in self.inputs}
-        for start in range(0, len(self._indices), self.batch_size):
-            samples = self._indices[start : start + self.batch_size]
-            yield [*samples], self._fill({name: next(rows) for name, rows in readers.items()})
-
-    def _rows(self, info: InputInfo) -> Iterator[np.ndarray]:
-        array = self._arrays[info.name]
-        if isinstance(array, ArrayFile):
-            for block in array.rows(self._indices, self.batch_size):
-                yield cast(block, info, array.name)
-        else:
-            for start in range(0, len(self._indices), self.batch_size):
-                yield cast(array[self._indices[start : start + self.batch_size]], info, "array")
-
-    def _hash(self, digest: hashlib._Hash) -> None:
-        for samples, feeds in self._batches():
-            for info in self.inputs:
-                digest.update(np.ascontiguousarray(feeds[info.name][: len(samples)]).data)
-
-
-def check_arrays(arrays: Mapping[str, np.ndarray | ArrayFile], inputs: Sequence[InputInfo], where: str) -> int:
-    """Check names, shapes and dtypes; returns the number of samples.
-
-    Raises:
-        CalibrationError: Anything that does not fit, or no samples, or different numbers of samples.
-    """
-    check_names(arrays, inputs, where)
-    for info in inputs:
-        array = arrays[info.name]
-        name = array.name if isinstance(array, ArrayFile) else where
-        check_dtype(array.dtype, info, name)
-        check_shape(array.shape, info, name, rows=True)
-    counts = {info.name: arrays[info.name].shape[0] for info in inputs}
-    if len(set(counts.values())) > 1:
-        raise CalibrationError(f"{where}: the inputs differ in their number of samples ({counts})")
-    count = next(iter(counts.values()))
-    if not count:
-        raise CalibrationError(f"{where}: there are no samples (the first axis has length 0)")
-    return count
-
-
-class FeedSource(Source):
-    """Complete feeds, each one batch: a list in memory, or a spool on disk."""
-
-    def __init__(
-        self, feeds: Sequence[Mapping[str, np.ndarray]], inputs: Sequence[InputInfo], indices: Sequence[int]
-    ) -> None:
-        super().__init__(inputs, 1)
-        self._feeds = feeds
-        self._indices = list(indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def _batches(self) -> Iterator[Batch]:
-        for index in self._indices:
-            yield [index], check_feeds(self._feeds[index], self.inputs, f"sample {index}")
-
-    def _hash(self, digest: hashlib._Hash) -> None:
-        for _, feeds in self._batches():
-            for info in self.inputs:
-                digest.update(f"{feeds[info.name].shape}".encode())
-                digest.update(feeds[info.name].data)
-
-
-def check_feeds(feeds: object, inputs: Sequence[InputInfo], where: str) -> dict[str, np.ndarray]:
-    """One feed in the dtypes of the model.
-
-    Raises:
-        CalibrationError: It is no mapping, or a name, shape or dtype does not fit.
-    """
-    if not isinstance(feeds, Mapping):
-        raise CalibrationError(f"{where}: expected a dict of input name to array, found {type(feeds).__name__}")
-    check_names(map(str, feeds), inputs, where)
-    checked = {}
-    for info in inputs:
-        value = np.asarray(feeds[info.name])
-        check_dtype(value.dtype, info, where)
-        check_shape(value.shape, info, where, rows=False)
-        checked[info.name] = cast(value, info, where)
-    return checked
-
-
-def path_of(data: object) -> Path | None:
-    """``data`` as a path, when it is one."""
-    return Path(data) if isinstance(data, (str, os.PathLike)) else None
-
-
 class FirstSamples(Source):
     """The first batches of another source, until they hold enough samples."""
 
@@ -287,6 +200,10 @@ class FirstSamples(Source):
     def __init__(self, source: Source, samples: int) -> None:
         super().__init__(source.inputs, source.batch_size)
         self._source, self._samples = source, samples
+
+    def _select(self, start: int, stop: int) -> None:
+        stop = min(stop, len(self))
+        self._source, self._samples = self._source.part(start, stop), stop - start
 
     def limit_batch(self, samples: int) -> None:
         """Limit the batches of the whole source, which these are."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..comparison import ErrorMeter
 from ..numerics.log_softmax import log_softmax
+from ..scores import ErrorMeter
 
 TINY = 1e-12
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import calibration as calib
 from ..calibration.inputs import fixed_batch
-from ..comparison import ErrorMeter
 from ..runtime import Progress
+from ..scores import ErrorMeter
 from .pairs import ActivationPair, GraphIndex
 from .switches import WEIGHTS, Switchable, SwitchSession
 

@@ -9,6 +9,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from types import SimpleNamespace
 
+from onnx_hyvit.calibration.array_sources import ArraySource
+
 
 def square(number: int) -> int:
     return number * number
@@ -50,6 +52,19 @@ class DeadlyFeeds(list):
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
+
+
+class DeadlySource(ArraySource):
+    """Data that end the process in the middle of the second part, but only the first time."""
+
+    marker: Path
+
+    def _batches(self):
+        for ids, feeds in super()._batches():
+            if 8 in ids and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield ids, feeds
 
 
 class ClusterExecutor(Executor):

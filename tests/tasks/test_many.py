@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from pieces import DeadlyFeeds
 import onnx_hyvit
 from onnx_hyvit import CalibrationError, ConfigError, OutputError, QuantConfig, quantize_many
 from onnx_hyvit.config import parse_bytes
-from onnx_hyvit.many import ModelResult, ModelTask, _logged, _share, quantize_task
+from onnx_hyvit.many import ModelResult, ModelTask, _share, quantize_task
 from onnx_hyvit.numerics import RangeMethod
 from onnx_hyvit.recipes import RECIPES, Recipe
 from onnx_hyvit.tasks import Workers
+from onnx_hyvit.worker_log import logged
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 CONFIG = QuantConfig(recipe="minmax", verify=False, samples=4, batch_size=2, threads=2)
@@ -110,15 +111,6 @@ def test_a_killed_worker_changes_no_file(
     caplog.set_level(logging.INFO, "onnx_hyvit.tasks")
     assert_survives_a_killed_worker(models, expected, tmp_path, 2, None)
     assert "a worker was lost (BrokenProcessPool" in caplog.text
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Address of a dask cluster of two workers."""
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found:
-        yield found.scheduler_address
 
 
 @pytest.mark.dask
@@ -293,7 +285,7 @@ def test_the_logger_is_as_before_after_threads_that_overlap() -> None:
     found: list[list[tuple[str, int, str]]] = []
 
     def first() -> None:
-        with _logged(logging.ERROR) as records:
+        with logged(logging.ERROR) as records:
             begun.wait(60)
             inner.warning("too little")
             inner.error("of the first")
@@ -304,7 +296,7 @@ def test_the_logger_is_as_before_after_threads_that_overlap() -> None:
     try:
         thread.start()
         wait_for(lambda: not logger.propagate)
-        with _logged(logging.WARNING) as records:
+        with logged(logging.WARNING) as records:
             begun.set()
             assert ended.wait(60)
             assert not logger.propagate, "still silent for the second"
