@@ -155,7 +155,8 @@ def _precision(out: Console, found: dict[str, Any] | None) -> None:
     if steps:
         became = {name: step["to"] for step in steps for name in step["nodes"]}  # the last step says what
         floats, wide = (sum(to == kind for to in became.values()) for kind in ("float", "16 bits"))
-        texts = (f"{floats} nodes taken back to float", f"{wide} nodes raised to 16-bit activations")
+        nodes = [f"{count} node{'s' * (count > 1)}" for count in (floats, wide)]
+        texts = (f"{nodes[0]} taken back to float", f"{nodes[1]} raised to 16-bit activations")
         done = " and ".join(text for text, count in zip(texts, (floats, wide), strict=True) if count)
         paid = sum(max(0.0, step["cost_us"]) for step in steps) / max(found["predicted_int8_us"], 1e-9)
         whose = ", costs of another processor" if found["borrowed"] else ""

@@ -9,11 +9,9 @@ from typing import Any
 from .config import QuantConfig
 from .costs import BORROWED, Choice, Profile, choose_float, faster_as_convolution, find_profile, pose_problem
 from .graph.io import Model
-from .placement import FullMode, Plan, make_plan
+from .placement import ASKED, FullMode, Plan, make_plan
 from .recipes import find_recipe
 from .targets import Target
-
-ASKED = "asked to stay float"
 
 
 @dataclass(frozen=True)

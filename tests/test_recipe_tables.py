@@ -33,6 +33,14 @@ def test_mean_over_models_and_spread_over_draws() -> None:
     assert "models `a`, `b`; one draw of 32 calibration images, 2 where a spread is given; 1000 test" in table
 
 
+def test_how_well_the_test_images_tell_a_drop() -> None:
+    agreement = {"a": 0.96, "b": 0.91}  # 40 and 90 of 1000 images changed
+    cells = [_cell(seed, model, agreement=agreement[model]) for seed in (0, 1) for model in agreement]
+    table = recipe_tables.recipes_table({"calibration_images": 32, "cells": cells})
+    (line,) = [line for line in table.splitlines() if line.startswith("| standard error")]
+    assert line.endswith("| 0.57 |")  # sqrt(40 + 90) of 1000 images, of two models
+
+
 def test_fewer_images_are_told_in_the_cell() -> None:
     cells = [_cell(0, "a"), _cell(0, "a", "minmax", images=200), _cell(1, "a", "minmax")]
     table = recipe_tables.recipes_table({"calibration_images": 32, "cells": cells})

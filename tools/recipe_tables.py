@@ -11,6 +11,7 @@ from zoo.scoring import wilson
 
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 PEERS = ("ort-minmax", "ort-percentile", "nncf", "onnxsim-minmax", "onnxsim-percentile")  # other tools, 8 bits only
+DEFAULT = "q-hyvit"
 DETAIL = "cifar_mobilevit_xxs"  # the model that the ablation shows by itself, too
 STEPS = {
     "1 minmax": "min-max",
@@ -46,6 +47,12 @@ def recipes_table(results: Mapping[str, Any]) -> str:
             group = cells_of.get((name, width), [])
             row.append(_cell(_unfused(group) if unfused else group, most))
         lines.append(f"| `{name}` | " + " | ".join(row) + " |")
+    known = []
+    for width, unfused in columns:
+        group = cells_of.get((DEFAULT, width), [])
+        known.append(_known_drop(_unfused(group) if unfused else group))
+    head = f"standard error of a drop of `{DEFAULT}`, of the test images, at most"
+    lines.append(f"| {head} | " + " | ".join(known) + " |")
     return "\n".join([_describe(results), "", *lines])
 
 
@@ -113,6 +120,21 @@ def _known(counts: Iterable[int]) -> str:
     """Half of the interval around an agreement of 98 % of so many images."""
     intervals = [wilson(images * 98 // 100, images) for images in counts]
     return ", ".join(f"±{50 * (interval.high - interval.low):.2f}" for interval in intervals)
+
+
+def _known_drop(cells: Cells) -> str:
+    """Standard error of the mean drop that comes from which images were classified, in points.
+
+    A drop is the difference of images lost and won, whose variance is their number: at most that of the images whose
+    class changed. Models count as independent, draws as the same.
+    """
+    changed: dict[str, list[float]] = {}
+    for cell in cells:
+        if "failed" not in cell:
+            changed.setdefault(cell["model"], []).append((1 - cell["agreement"]) / cell["images"])
+    if not changed:
+        return "-"
+    return f"{100 * np.sqrt(sum(np.mean(shares) for shares in changed.values())) / len(changed):.2f}"
 
 
 def _unfused(cells: Cells) -> Cells:
