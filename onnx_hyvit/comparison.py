@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,7 +32,7 @@ def compare(
     int8_model: str | os.PathLike[str] | onnx.ModelProto,
     data: Any,
     *,
-    labels: str | os.PathLike[str] | np.ndarray | None = None,
+    labels: str | os.PathLike[str] | np.ndarray | Mapping[str, int] | None = None,
     samples: int = 256,
     seed: int = 0,
     threads: int = 1,
@@ -50,7 +50,8 @@ def compare(
         float_model: The float model.
         int8_model: The quantized model.
         data: Data as for ``quantize``.
-        labels: Class numbers: an array, or a file (``.npy``, ``.txt``, ``.csv``), see ``labels.load_labels``.
+        labels: Class numbers: an array, or a file (``.npy``, ``.txt``, ``.csv``), see ``labels.load_labels``, or what
+            that gave.
         samples: Samples at most.
         seed: Seed of the choice of samples.
         threads: Threads of both sessions.
@@ -60,9 +61,9 @@ def compare(
         jobs: Processes that share out the samples, 1 to 256; the numbers do not depend on it. A script that uses
             processes must call this below ``if __name__ == "__main__":``.
         executor: Takes the samples instead of local processes: any ``concurrent.futures.Executor``, such as that of a
-            dask ``Client``. Its workers must see the same paths.
+            dask ``Client``. Its workers must see the same models and images; other data are sent to them.
         progress: Called as ``progress(done, total, text)``.
-        watch: Looks on.
+        watch: Looks on, see ``evaluation.Watch``.
 
     Returns:
         Plain values: ``outputs`` (name -> ``sqnr_db``, ``cosine``), ``top1_agreement`` (0 to 1; None without class
@@ -75,9 +76,11 @@ def compare(
     """
     (reference, float_name), (quantized, int8_name) = read_proto(float_model), read_proto(int8_model)
     check_pair(reference, quantized, float_name, int8_name)
-    source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
-    truth = load_labels(labels) if labels is not None else None
     check_jobs(jobs)
+    workers = _workers(jobs, executor)
+    data = absolute(data) if workers is not None else data
+    source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
+    truth = load_labels(labels) if labels is not None and not isinstance(labels, Mapping) else labels
     sessions = {
         "float": make_session(reference, threads=threads),
         "int8": make_session(quantized, threads=threads, exact_sums=False),
@@ -89,7 +92,7 @@ def compare(
         source,
         truth,
         threads=threads,
-        workers=_workers(jobs, executor),
+        workers=workers,
         watch=watch,
         progress=progress,
     )
@@ -102,7 +105,7 @@ def compare(
     return {
         "float": float_name,
         "int8": int8_name,
-        "samples": len(tally.ids),
+        "samples": tally.samples,
         "outputs": {
             name: {"sqnr_db": meter.sqnr_db, "cosine": meter.cosine, "max_abs_diff": meter.largest}
             for name, meter in tally.meters.items()
@@ -145,6 +148,11 @@ def open_samples(
         batch_size=1,
         skip_unreadable=skip_unreadable,
     )
+
+
+def absolute(data: Any) -> Any:
+    """``data`` for workers, which may be in another folder."""
+    return os.path.abspath(data) if isinstance(data, (str, os.PathLike)) else data
 
 
 def _workers(jobs: int, executor: Executor | None) -> AbstractContextManager[Workers] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from . import calibration as calib
-from .comparison import TENSOR_SAMPLES, compare, exposing, open_samples
+from .comparison import TENSOR_SAMPLES, absolute, check_pair, compare, exposing, open_samples
 from .diagnosis.ownership import FloatModel, blocks_of_nodes, read_float_model
 from .diagnosis.pairs import ActivationPair, GraphIndex, find_pairs
 from .evaluation import Arrays
@@ -32,7 +32,7 @@ def compare_for_report(
     int8_model: ModelLike,
     data: Any,
     *,
-    labels: str | os.PathLike[str] | np.ndarray | None = None,
+    labels: str | os.PathLike[str] | np.ndarray | Mapping[str, int] | None = None,
     samples: int = 256,
     seed: int = 0,
     preprocess: calib.Preprocess | str | os.PathLike[str] | None = None,
@@ -61,10 +61,14 @@ def compare_for_report(
         CalibrationError: The data cannot be used.
     """
     disagreements = Disagreements()
-    source = open_samples(read_proto(float_model)[0], data, preprocess, samples, seed, skip_unreadable)
-    result = compare(float_model, int8_model, source, labels=labels, watch=disagreements, **options)
-    known, (quantized, _) = read_float_model(float_model), read_proto(int8_model)
-    truth = None if labels is None else load_labels(labels)
+    (reference, float_name), (quantized, int8_name) = read_proto(float_model), read_proto(int8_model)
+    check_pair(reference, quantized, float_name, int8_name)
+    if options.get("jobs", 1) != 1 or options.get("executor") is not None:
+        data = absolute(data)
+    source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
+    truth = load_labels(labels) if labels is not None and not isinstance(labels, Mapping) else labels
+    result = compare(float_model, int8_model, source, labels=truth, watch=disagreements, **options)
+    known = read_float_model(float_model)
     for row in result["tensors"]:
         number = known.block_of_tensor.get(row["name"])
         row["block"] = known.structure.blocks[number].name if number is not None else None

@@ -136,8 +136,9 @@ def _limit_memory(prepared: Prepared, plan: Plan, request: Request) -> None:
     """Make the batches of the data so small that their activations fit into ``config.max_memory``."""
     limit = request.config.max_memory
     if limit is not None:
+        at_once = 1 if request.recipe.reconstruction is None else request.config.threads
         proto = model_to_proto(prepared.model)
-        request.source.limit_batch(samples_that_fit(proto, prepared.shapes, plan.activations, limit))
+        request.source.limit_batch(samples_that_fit(proto, prepared.shapes, plan.activations, limit // at_once))
 
 
 def _with_gelus(prepared: Prepared, whole: Decision, request: Request) -> tuple[Prepared, Gelus | None]:

@@ -1,13 +1,28 @@
-"""How far two models are apart: errors of tensors, and answers; parts of the samples can be counted apart."""
+"""How far two models are apart, batch by batch: errors of tensors, and answers.
+
+What is measured of a batch is small, and may come from a worker; batches are added in their order, so that the sums do
+not depend on who measured them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 SQNR_CAP = 200.0
 TOP = 5
+
+
+class ErrorSums(NamedTuple):
+    """Sums over the elements of a pair of tensors, in float64."""
+
+    signal: float
+    noise: float
+    dot: float
+    other: float
+    largest: float
 
 
 class ErrorMeter:
@@ -19,21 +34,15 @@ class ErrorMeter:
 
     def update(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Take in a pair of arrays of the same shape."""
-        a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-        difference = a - b
-        self.signal += _dot(a, a)
-        self.other += _dot(b, b)
-        self.dot += _dot(a, b)
-        self.noise += _dot(difference, difference)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
+        self.add(error_sums(expected, found))
 
-    def merge(self, other: ErrorMeter) -> None:
-        """Take in what another one saw."""
-        self.signal += other.signal
-        self.noise += other.noise
-        self.dot += other.dot
-        self.other += other.other
-        self.largest = max(self.largest, other.largest)
+    def add(self, sums: ErrorSums) -> None:
+        """Take in a pair that was measured before."""
+        self.signal += sums.signal
+        self.noise += sums.noise
+        self.dot += sums.dot
+        self.other += sums.other
+        self.largest = max(self.largest, sums.largest)
 
     @property
     def sqnr_db(self) -> float:
@@ -51,59 +60,75 @@ class ErrorMeter:
         return float(self.dot / norm) if norm > 0 and np.isfinite(norm) else float(self.noise == 0.0)
 
 
+def error_sums(expected: np.ndarray, found: np.ndarray) -> ErrorSums:
+    """Measure a pair of arrays of the same shape."""
+    a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    difference = a - b
+    largest = float(np.abs(difference).max(initial=0.0))
+    return ErrorSums(_dot(a, a), _dot(difference, difference), _dot(a, b), _dot(b, b), largest)
+
+
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     """Sum of products in this thread: BLAS wakes all cores for it, and its result depends on their number."""
     return float(np.einsum("i,i->", a, b))
 
 
+class Answers(NamedTuple):
+    """What two models answer for a batch.
+
+    Args:
+        classes: How many classes there are.
+        positions: Places with an answer.
+        agree: Those where the two models agree.
+        best: The best classes of each sample, int [samples, <=5], of the float and of the int8 model; where asked for.
+    """
+
+    classes: int
+    positions: int
+    agree: int
+    best: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def answers_of(expected: np.ndarray, found: np.ndarray, ranked: int = 0) -> Answers | None:
+    """Compare class scores, which lie on the last axis; None where there are none.
+
+    Args:
+        expected: Float scores [samples, ..., classes].
+        found: The others, same shape.
+        ranked: How many samples there are, where their best classes are wanted; else 0.
+    """
+    if expected.ndim < 2 or expected.shape[-1] < 2:
+        return None
+    agree = int((expected.argmax(-1) == found.argmax(-1)).sum())
+    best = (_best(expected, ranked), _best(found, ranked)) if ranked else None
+    return Answers(expected.shape[-1], int(np.prod(expected.shape[:-1])), agree, best)
+
+
+def _best(scores: np.ndarray, samples: int) -> np.ndarray:
+    return np.argsort(-scores.reshape(samples, -1), axis=-1, kind="stable")[:, :TOP]
+
+
 class Scores:
-    """Counts of agreements and of right answers; class scores lie on the last axis of a model's first output."""
+    """Counts of agreements and of right answers."""
 
     def __init__(self) -> None:
         self.positions = self.agree = 0
         self._labelled = 0
         self._right = {"float_top1": 0, "int8_top1": 0, "float_top5": 0, "int8_top5": 0}
         self._classes = 0
-        self._best: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def update(self, expected: np.ndarray, found: np.ndarray, ranked: int = 0) -> None:
-        """Take in the float and the int8 scores of a batch.
-
-        Args:
-            expected: Float scores [samples, ..., classes].
-            found: The others, same shape.
-            ranked: Samples whose best classes are kept, for ``count_right``: all of the batch, or 0.
-        """
-        self._classes = expected.shape[-1]
-        self.agree += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        self.positions += int(np.prod(expected.shape[:-1]))
-        if ranked:
-            self._best.append((_best(expected, ranked), _best(found, ranked)))
-
-    def count_right(self, labels: Sequence[int]) -> None:
-        """Count right answers of all samples that were ranked since the last time.
-
-        Args:
-            labels: Class of each.
-        """
-        if not self._best:
+    def add(self, answers: Answers, labels: Sequence[int] | None = None) -> None:
+        """Take in a batch, with the class of each sample where these are known."""
+        self._classes = answers.classes
+        self.agree += answers.agree
+        self.positions += answers.positions
+        if labels is None or answers.best is None:
             return
         truth = np.asarray(labels)[:, None]
-        for name, parts in zip(("float", "int8"), zip(*self._best, strict=True), strict=True):
-            right = np.concatenate(parts) == truth
-            self._right[f"{name}_top1"] += int(right[:, 0].sum())
-            self._right[f"{name}_top5"] += int(right.any(1).sum())
         self._labelled += len(truth)
-        self._best = []
-
-    def merge(self, other: Scores) -> None:
-        """Take in what another one counted."""
-        self._classes = other._classes or self._classes
-        self.agree += other.agree
-        self.positions += other.positions
-        self._labelled += other._labelled
-        self._right = {key: count + other._right[key] for key, count in self._right.items()}
-        self._best += other._best
+        for name, best in zip(("float", "int8"), answers.best, strict=True):
+            self._right[f"{name}_top1"] += int((best[:, :1] == truth).sum())
+            self._right[f"{name}_top5"] += int((best == truth).any(1).sum())
 
     def accuracy(self) -> dict[str, float] | None:
         """Share of right answers, 0 to 1; None without labels."""
@@ -113,9 +138,4 @@ class Scores:
         return {key: count / self._labelled for key, count in self._right.items() if key.endswith(keep)}
 
 
-def _best(scores: np.ndarray, samples: int) -> np.ndarray:
-    """The five best answers of each sample, the best first: int [samples, <=5]."""
-    return np.argsort(-scores.reshape(samples, -1), axis=-1, kind="stable")[:, :TOP]
-
-
-__all__ = ["SQNR_CAP", "ErrorMeter", "Scores"]
+__all__ = ["SQNR_CAP", "Answers", "ErrorMeter", "ErrorSums", "Scores", "answers_of", "error_sums"]

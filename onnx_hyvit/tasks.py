@@ -50,10 +50,11 @@ class Workers:
 
     @property
     def at_once(self) -> int:
-        """How many tasks have a worker now: the workers of a dask cluster, elsewhere ``jobs``."""
+        """How many tasks have a worker now: the workers of a cluster or a pool, where they are known, else ``jobs``."""
         client = getattr(self.executor, "_client", None)  # dask's executor has no public name for it
         threads = getattr(client, "nthreads", None)  # of each worker; a task uses several
-        return max(self.jobs, len(threads())) if threads is not None else self.jobs
+        pool = getattr(self.executor, "_max_workers", None)  # nor this
+        return max(self.jobs, len(threads()) if threads is not None else pool or 0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -27,20 +26,9 @@ class ArraySource(Source):
         super().__init__(inputs, batch_size)
         self._arrays = dict(arrays)
         self._indices = list(indices)
-        self._places: Sequence[int] = self._indices  # the rows in arrays in memory
 
     def __len__(self) -> int:
         return len(self._indices)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker: of arrays in memory the rows of these samples."""
-        rows = {
-            name: array if isinstance(array, ArrayFile) else array[self._places] for name, array in self._arrays.items()
-        }
-        return {**vars(self), "_arrays": rows, "_places": range(len(self._indices))}
-
-    def _select(self, start: int, stop: int) -> None:
-        self._indices, self._places = self._indices[start:stop], self._places[start:stop]
 
     def _batches(self) -> Iterator[Batch]:
         readers = {info.name: self._rows(info) for info in self.inputs}
@@ -55,7 +43,7 @@ class ArraySource(Source):
                 yield cast(block, info, array.name)
         else:
             for start in range(0, len(self._indices), self.batch_size):
-                yield cast(array[self._places[start : start + self.batch_size]], info, "array")
+                yield cast(array[self._indices[start : start + self.batch_size]], info, "array")
 
     def _hash(self, digest: hashlib._Hash) -> None:
         for samples, feeds in self._batches():
@@ -89,7 +77,7 @@ class FeedSource(Source):
 
     def __init__(
         self,
-        feeds: Sequence[Mapping[str, np.ndarray]] | Mapping[int, Mapping[str, np.ndarray]],
+        feeds: Sequence[Mapping[str, np.ndarray]],
         inputs: Sequence[InputInfo],
         indices: Sequence[int],
     ) -> None:
@@ -99,13 +87,6 @@ class FeedSource(Source):
 
     def __len__(self) -> int:
         return len(self._indices)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker: the feeds of these samples."""
-        return {**vars(self), "_feeds": {index: self._feeds[index] for index in self._indices}}
-
-    def _select(self, start: int, stop: int) -> None:
-        self._indices = self._indices[start:stop]
 
     def _batches(self) -> Iterator[Batch]:
         for index in self._indices:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,21 +77,20 @@ class Source(ABC):
         if self.batch_size > samples and fixed_batch(self.inputs) is None:
             self.batch_size = max(1, samples)
 
-    def part(self, start: int, stop: int) -> Source:
-        """Samples ``start`` to ``stop`` as a source of their own, which shares the warnings and may travel to a worker.
+    def parts(self, samples: int) -> Iterator[Source]:
+        """All of it in turn as sources of ``samples`` each, with warnings of their own, which can be sent to a worker.
 
-        It is empty where none of its images can be read. Its first batch is the first of the whole source, or a later
-        one if ``start`` is a multiple of ``batch_size``.
+        Args:
+            samples: A multiple of ``batch_size``.
         """
-        part: Source = object.__new__(type(self))  # copy.copy would copy what travels: the arrays
-        vars(part).update(vars(self))
-        part._warns_of_range = self._warns_of_range and start == 0
-        part._select(start, stop)
-        return part
-
-    @abstractmethod
-    def _select(self, start: int, stop: int) -> None:
-        """Keep these samples only."""
+        held: list[Batch] = []
+        for batch in self:
+            held.append(batch)
+            if sum(len(ids) for ids, _ in held) >= samples:
+                yield HeldBatches(self, held)
+                held = []
+        if held:
+            yield HeldBatches(self, held)
 
     def warn(self, text: str) -> None:
         """Log a warning, and keep it, unless it was given before."""
@@ -131,10 +132,14 @@ class ImageSource(Source):
         self._paths = list(paths)
         self._skip_unreadable = skip_unreadable
         self._max_pixels = max_pixels
-        self._may_be_empty = False
+        self._is_part = False
 
-    def _select(self, start: int, stop: int) -> None:
-        self._paths, self._may_be_empty = self._paths[start:stop], True
+    def parts(self, samples: int) -> Iterator[Source]:
+        """As of any source, but images are read where the part is: it is empty where none of its images can be."""
+        for start in range(0, len(self._paths), samples):
+            part = copy.copy(self)
+            part._paths, part._is_part, part.warnings = self._paths[start : start + samples], True, []
+            yield part
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -152,11 +157,13 @@ class ImageSource(Source):
             try:
                 yield path.relative_to(self.folder).as_posix(), self._read(path)
             except CalibrationError as error:
+                if self._is_part and not os.path.lexists(path):
+                    raise CalibrationError(f"{error}; it was there: workers must see the same paths") from error
                 if not self._skip_unreadable:
                     raise CalibrationError(f"{error}; repair it, or skip such images with skip_unreadable") from error
                 self.warn(f"skipped: {error}")
                 self._paths.remove(path)
-        if not self._paths and not self._may_be_empty:
+        if not self._paths and not self._is_part:
             raise CalibrationError(f"{self.folder}: no image could be read")
 
     def _read(self, path: Path) -> np.ndarray:
@@ -192,6 +199,27 @@ def _content_hash(path: Path) -> bytes:
     return digest.digest()
 
 
+class HeldBatches(Source):
+    """Some batches of another source, in memory."""
+
+    _warns_of_range = False  # the whole source does
+
+    def __init__(self, source: Source, batches: Sequence[Batch]) -> None:
+        super().__init__(source.inputs, source.batch_size)
+        self._held = list(batches)
+
+    def __len__(self) -> int:
+        return sum(len(samples) for samples, _ in self._held)
+
+    def _batches(self) -> Iterator[Batch]:
+        yield from self._held
+
+    def _hash(self, digest: hashlib._Hash) -> None:
+        for _, feeds in self._held:
+            for info in self.inputs:
+                digest.update(np.ascontiguousarray(feeds[info.name]).data)
+
+
 class FirstSamples(Source):
     """The first batches of another source, until they hold enough samples."""
 
@@ -200,10 +228,6 @@ class FirstSamples(Source):
     def __init__(self, source: Source, samples: int) -> None:
         super().__init__(source.inputs, source.batch_size)
         self._source, self._samples = source, samples
-
-    def _select(self, start: int, stop: int) -> None:
-        stop = min(stop, len(self))
-        self._source, self._samples = self._source.part(start, stop), stop - start
 
     def limit_batch(self, samples: int) -> None:
         """Limit the batches of the whole source, which these are."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="onnx_hyvit_")  # noqa: SIM115 - lives as long as the spool
-        self._lock = threading.Lock()  # threads may read at the same time
         self._feeds: list[dict[str, _Stored]] = []
 
     def append(self, feeds: Mapping[str, np.ndarray]) -> None:
@@ -56,8 +54,7 @@ class Spool:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         feeds = {}
         for name, (offset, dtype, shape) in self._feeds[index].items():
-            with self._lock:
-                self._file.seek(offset)
-                data = self._file.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            self._file.seek(offset)
+            data = self._file.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
             feeds[name] = np.frombuffer(data, dtype).reshape(shape)
         return feeds

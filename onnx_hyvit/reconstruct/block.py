@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from .search_weights import search_weight
 from .trial import Cut, Pair, Region
 
 Arrays = dict[str, np.ndarray]
+LEAST_SECONDS = 2e-3  # shorter batches lose more by being handed to threads than they gain
 POSITIONS = 4096  # output positions that go into the moments of a layer, over all samples of a half
 POSITIONS_PER_INPUT = 8  # the same for each of its inputs, where that is more
 
@@ -145,7 +147,7 @@ class _BlockSearch:
 
     def run(self) -> BlockResult:
         task = self._task
-        before = self._error(self._given)
+        before = self._first_error()
         rounded: dict[str, tuple[str, float | None]] = {}
         if task.settings.rounding is not None:
             for layer in task.layers:
@@ -161,6 +163,15 @@ class _BlockSearch:
                 break  # nothing moved: another round would be the same
         after, choices = self._error(self._given), tuple(ranges.values())
         return BlockResult(task.name, task.kind, before, after, self._qparams, self._parameters, choices, rounded)
+
+    def _first_error(self) -> float:
+        """The error at the start; tells whether batches are long enough to run at the same time, as no number feels."""
+        at_once, self._at_once = self._at_once, 1
+        start = time.perf_counter()
+        error = self._error(self._given)
+        if time.perf_counter() - start > LEAST_SECONDS * max(1, self._hidden.count(False)):
+            self._at_once = at_once
+        return error
 
     def _error(self, given: Mapping[str, np.ndarray], held_out: bool = False) -> float:
         """Error on the samples that the search sees, or on the others."""

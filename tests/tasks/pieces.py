@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from onnx_hyvit.calibration.array_sources import ArraySource
+from onnx_hyvit.calibration.sources import HeldBatches
 
 
 def square(number: int) -> int:
@@ -55,9 +56,19 @@ class DeadlyFeeds(list):
 
 
 class DeadlySource(ArraySource):
-    """Data that end the process in the middle of the second part, but only the first time."""
+    """Data that end the process that reads a part of them, but only the first time."""
 
     marker: Path
+
+    def parts(self, samples):
+        for part in super().parts(samples):
+            yield DeadlyPart(part, self.marker)
+
+
+class DeadlyPart(HeldBatches):
+    def __init__(self, part: HeldBatches, marker: Path) -> None:
+        super().__init__(part, list(part))
+        self.marker = marker
 
     def _batches(self):
         for ids, feeds in super()._batches():
