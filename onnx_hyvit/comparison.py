@@ -80,7 +80,7 @@ def compare(
     workers = _workers(jobs, executor)
     data = absolute(data) if workers is not None else data
     source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
-    truth = load_labels(labels) if labels is not None and not isinstance(labels, Mapping) else labels
+    truth = None if labels is None else load_labels(labels)
     sessions = {
         "float": make_session(reference, threads=threads),
         "int8": make_session(quantized, threads=threads, exact_sums=False),

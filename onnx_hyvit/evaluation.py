@@ -193,7 +193,7 @@ def _share_out(
     """Let workers run the parts of ``source``, and add up what they found in the order of the parts."""
     level, run, total = logging.getLogger(__package__).getEffectiveLevel(), uuid.uuid4().hex, len(source)
     references = _refer(models[0], run), _refer(models[1], run)
-    empty, records = copy.deepcopy(watch), list[Record]()
+    empty, warnings, records = copy.deepcopy(watch), list[str](), list[Record]()
     size = -(-PART // source.batch_size) * source.batch_size
     with workers as found:
         each = threads_each(threads, found.jobs)
@@ -206,16 +206,14 @@ def _share_out(
                 tally.add(batch)
             if watch is not None:
                 watch.merge(result.watch)
-            for text in result.warnings:
-                records.append(("", logging.WARNING, text))
+            warnings += result.warnings
             records += result.logged
             if progress is not None:
                 progress(min(total, (index + 1) * size), total, "comparing")
-    for name, severity, text in records:  # now that no worker in this process keeps the logger quiet
-        if name:
-            logging.getLogger(name).log(severity, text)
-        else:
-            source.warn(text)
+    for text in warnings:  # now that no worker in this process keeps the logger quiet
+        source.warn(text)
+    for name, severity, text in records:
+        logging.getLogger(name).log(severity, text)
 
 
 def _in_order(tasks: Iterator[PartTask], workers: Workers) -> Iterator[tuple[int, PartResult]]:

@@ -66,7 +66,7 @@ def compare_for_report(
     if options.get("jobs", 1) != 1 or options.get("executor") is not None:
         data = absolute(data)
     source = open_samples(reference, data, preprocess, samples, seed, skip_unreadable)
-    truth = load_labels(labels) if labels is not None and not isinstance(labels, Mapping) else labels
+    truth = None if labels is None else load_labels(labels)
     result = compare(float_model, int8_model, source, labels=truth, watch=disagreements, **options)
     known = read_float_model(float_model)
     for row in result["tensors"]:

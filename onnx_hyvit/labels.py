@@ -62,13 +62,13 @@ class FileLabels(Mapping[str, int]):
         return first
 
 
-def load_labels(labels: str | os.PathLike[str] | np.ndarray) -> Mapping[str, int] | np.ndarray:
+def load_labels(labels: str | os.PathLike[str] | np.ndarray | Mapping[str, int]) -> Mapping[str, int] | np.ndarray:
     """Class numbers of samples.
 
     Args:
         labels: An integer array [N] in the order of the samples, or a file: ``.npy`` with such an array, ``.txt`` with
             one number a line, ``.csv`` with ``path,number`` lines (a header line is allowed): paths of the samples
-            within their folder, or file names alone where these are unique.
+            within their folder, or file names alone where these are unique. What this function gave is given back.
 
     Returns:
         The array, or path -> class for a CSV file.
@@ -78,6 +78,8 @@ def load_labels(labels: str | os.PathLike[str] | np.ndarray) -> Mapping[str, int
     """
     if isinstance(labels, np.ndarray):
         return _checked(labels, "labels")
+    if isinstance(labels, Mapping):
+        return labels
     path = Path(labels)
     try:
         if path.suffix == ".npy":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,18 +39,19 @@ def recipes_table(results: Mapping[str, Any]) -> str:
     for width in BITS:
         cells = [cell for key, group in cells_of.items() if key[1] == width for cell in group]
         columns += [(width, False)] * bool(cells) + [(width, True)] * any("unfused_top1" in cell for cell in cells)
+
+    def groups_of(name: str) -> Iterator[Cells]:
+        """The cells of a recipe, column by column."""
+        for width, unfused in columns:
+            group = cells_of.get((name, width), [])
+            yield _unfused(group) if unfused else group
+
     heads = [f"{width}{', not fused' * unfused}: drop, agrees" for width, unfused in columns]
     lines = ["| recipe | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(columns)]
     for name in sorted(dict.fromkeys(key[0] for key in cells_of), key=PEERS.__contains__):
-        row = []
-        for width, unfused in columns:
-            group = cells_of.get((name, width), [])
-            row.append(_cell(_unfused(group) if unfused else group, most))
+        row = [_cell(group, most) for group in groups_of(name)]
         lines.append(f"| `{name}` | " + " | ".join(row) + " |")
-    known = []
-    for width, unfused in columns:
-        group = cells_of.get((DEFAULT, width), [])
-        known.append(_known_drop(_unfused(group) if unfused else group))
+    known = [_known_drop(group) for group in groups_of(DEFAULT)]
     head = f"standard error of a drop of `{DEFAULT}`, of the test images, at most"
     lines.append(f"| {head} | " + " | ".join(known) + " |")
     return "\n".join([_describe(results), "", *lines])
